@@ -1,0 +1,120 @@
+"""A registry: names (as they appear in YAML) to classes.
+
+Every kind of part that a user may add from outside (De-ID target, decoder, adversary, mechanism, attack) has one
+registry, whose ``contract`` says what an entry has to be. Installed packages add entries by an entry point of the
+group ``ppreid_plugin.components``: the module it names is imported at the first look-up, and its decorators run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+ENTRY_POINT_GROUP = "ppreid_plugin.components"
+
+_log = logging.getLogger(__name__)
+_entry_points_loaded = False
+
+
+def closest(name: str, names: list[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the nearest of ``names``, or an empty string.
+
+    Example:
+        >>> closest("pixelize", ["blur", "pixelate"])
+        " Did you mean 'pixelate'?"
+    """
+    match = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f" Did you mean '{match[0]}'?" if match else ""
+
+
+class Registry(Generic[T]):
+    """Names to classes of one kind.
+
+    Args:
+        kind: what an entry is, in words, as it appears in messages: ``"De-ID target"``.
+        contract: the base class whose docstring says what an entry must offer.
+
+    Example:
+        >>> fruits = Registry("fruit", contract=object)
+        >>> @fruits.register("apple")
+        ... class Apple: ...
+        >>> fruits.names()
+        ['apple']
+        >>> fruits.get("aple")
+        Traceback (most recent call last):
+        ...
+        ValueError: fruit is 'aple'; registered: apple. Did you mean 'apple'?
+    """
+
+    def __init__(self, kind: str, contract: type) -> None:
+        self.kind = kind
+        self.contract = contract
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str, *, override: bool = False) -> Callable[[T], T]:
+        """Return a class decorator that enters the class under ``name``.
+
+        Raises:
+            ValueError: ``name`` is taken and ``override`` is False.
+            TypeError: the decorated object is not a subclass of the contract.
+        """
+
+        def decorate(entry: T) -> T:
+            if name in self._entries and not override:
+                raise ValueError(
+                    f"{self.kind} '{name}' is registered already ({self._entries[name]!r}); "
+                    "choose another name, or say override=True to replace it."
+                )
+            if not (isinstance(entry, type) and issubclass(entry, self.contract)):
+                raise TypeError(f"{self.kind} '{name}' must be a subclass of {self.contract.__name__}, got {entry!r}.")
+            self._entries[name] = entry
+            return entry
+
+        return decorate
+
+    def get(self, name: str, *, key: str | None = None) -> T:
+        """Return the entry ``name``; ``key`` is the config key to name in the error.
+
+        Raises:
+            ValueError: no such entry; the message lists all names and the nearest one.
+        """
+        load_entry_points()
+        if name not in self._entries:
+            names = self.names()
+            raise ValueError(
+                f"{key or self.kind} is {name!r}; registered: {', '.join(names) or 'none'}.{closest(str(name), names)}"
+            )
+        return self._entries[name]
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        load_entry_points()
+        return sorted(self._entries)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        load_entry_points()
+        return name in self._entries
+
+
+def load_entry_points() -> None:
+    """Import what installed packages offer under ``ppreid_plugin.components``, once.
+
+    A package that fails to import is logged and left out: one broken extension must not break training.
+    """
+    global _entry_points_loaded
+    if _entry_points_loaded:
+        return
+    _entry_points_loaded = True
+    for entry_point in metadata.entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            entry_point.load()
+        except Exception as error:
+            _log.warning("extension %s (%s) could not be loaded: %s", entry_point.name, entry_point.value, error)

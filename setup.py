@@ -1,0 +1,43 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+# torchreid 0.2.5 of the package index declares no dependencies at all, though it imports cv2, tensorboard, scipy,
+# gdown and six: what it needs is declared here.
+TORCHREID = ["torchreid>=0.2.5", "opencv-python-headless>=4.8", "tensorboard>=2.14", "scipy>=1.11", "gdown>=5.2", "six"]
+
+setup(
+    name="ppreid_plugin",
+    version="0.1.0",
+    description="Privacy-preserving person re-identification: an extension of torchreid",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["ppreid_plugin", "ppreid_plugin.*"]),
+    package_data={"ppreid_plugin": ["py.typed"]},
+    install_requires=[
+        *TORCHREID,
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "numpy>=1.26",
+        "Pillow>=10",
+        "yacs>=0.1.8",
+        "opacus>=1.5",
+        "tabulate>=0.9",
+        "rich>=13",
+        "scikit-learn>=1.4",
+        "matplotlib>=3.8",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6.100", "dp-accounting>=0.4", "pytest-benchmark>=4"],
+        "dev": ["ruff>=0.6", "mypy>=1.11", "pre-commit>=3", "types-tabulate", "types-PyYAML"],
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)
