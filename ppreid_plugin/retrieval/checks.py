@@ -1,0 +1,124 @@
+"""What the ranking functions accept: conversion and checks of features, labels and options.
+
+Everything is checked before the first product, so a wrong call fails in milliseconds and names what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ppreid_plugin.registry import closest
+
+Features: TypeAlias = "np.ndarray | torch.Tensor"
+Labels: TypeAlias = "np.ndarray | torch.Tensor | Sequence[int]"
+IntArray: TypeAlias = npt.NDArray[np.int64]
+
+_ROWS_NAMED = 5
+
+
+def choice(name: str, value: object, allowed: Sequence[str]) -> str:
+    """Return ``value`` if it is one of ``allowed``.
+
+    Raises:
+        ValueError: it is not; the message lists all and the nearest one.
+    """
+    if isinstance(value, str) and value in allowed:
+        return value
+    raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}.{closest(str(value), list(allowed))}")
+
+
+def positive_int(name: str, value: object) -> int:
+    """Return ``value`` as an int if it is a whole number of at least 1.
+
+    Raises:
+        ValueError: anything else (a bool too).
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} is {value!r}, must be a whole number >= 1. Pass for example {name}=50.")
+    return int(value)
+
+
+def as_matrix(name: str, values: Any) -> torch.Tensor:
+    """Return ``values``, (rows, columns), as a detached floating-point tensor on its own device, shared where possible.
+
+    float64 stays float64; float16, bfloat16 and float32 become float32.
+
+    Raises:
+        ValueError: not two-dimensional, empty, or not floating point.
+    """
+    if isinstance(values, torch.Tensor):
+        tensor, kind = values.detach(), str(values.dtype)
+        floating = values.is_floating_point()
+    else:
+        array = np.asarray(values)
+        floating, kind = array.dtype.kind == "f", str(array.dtype)
+        if not floating:
+            tensor = torch.empty(array.shape)
+        else:
+            wide = np.dtype(np.float32 if array.dtype.itemsize <= 4 else np.float64)
+            tensor = torch.from_numpy(np.require(array, dtype=wide, requirements=["C", "W"]))
+    if not floating:
+        raise ValueError(f"{name} is of type {kind}, must be floating point. Convert it: {name}.astype('float32').")
+    if tensor.ndim != 2 or 0 in tensor.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}, must be (rows, columns) with at least one of each. "
+            "Stack one row an image (one feature: features[None])."
+        )
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def as_feature_pair(query_features: Features, gallery_features: Features) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both feature matrices in one dtype (float64 if either is) on the queries' device, all finite.
+
+    Raises:
+        ValueError: as :func:`as_matrix`; lengths of the rows that differ; NaN or infinity (rows are named).
+    """
+    query = as_matrix("query_features", query_features)
+    gallery = as_matrix("gallery_features", gallery_features)
+    if query.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            f"query_features have {query.shape[1]} columns and gallery_features {gallery.shape[1]}, must be equal. "
+            "Extract both with one model and put both through the same transform."
+        )
+    require_finite("query_features", query)
+    require_finite("gallery_features", gallery)
+    dtype = torch.promote_types(query.dtype, gallery.dtype)
+    return query.to(dtype), gallery.to(device=query.device, dtype=dtype)
+
+
+def require_finite(name: str, matrix: torch.Tensor, *, infinity_allowed: bool = False) -> None:
+    """Raise ValueError if a row of ``matrix`` holds NaN (or infinity), naming how many rows and the first few."""
+    if bool(torch.isfinite(matrix.sum(dtype=torch.float64))):  # the fast way out; it fails on NaN, infinity or overflow
+        return
+    bad = torch.isnan(matrix).any(dim=1) if infinity_allowed else ~torch.isfinite(matrix).all(dim=1)
+    rows = torch.nonzero(bad).flatten().tolist()
+    if rows:
+        named = ", ".join(map(str, rows[:_ROWS_NAMED])) + (", ..." if len(rows) > _ROWS_NAMED else "")
+        what = "NaN" if infinity_allowed else "NaN or infinity"
+        raise ValueError(
+            f"{name} rows {named} ({len(rows)} of {len(matrix)}) hold {what}; ranking needs finite rows. "
+            "Look at the images of these rows and at the model's weights, or drop the rows."
+        )
+
+
+def as_labels(name: str, labels: Labels, rows: int) -> IntArray:
+    """Return ``labels``, (rows,), as int64.
+
+    Raises:
+        ValueError: not whole numbers, not one-dimensional, or not one a row.
+    """
+    array = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    if array.shape != (rows,):
+        side = name.split("_")[0]
+        raise ValueError(
+            f"{name} has shape {array.shape}, must be ({rows},): one label a {side} row. "
+            f"Take labels and {side} rows from the same extraction, in the same order."
+        )
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name} is of type {array.dtype}, must be whole numbers. Number the labels from 0.")
+    return array.astype(np.int64)

@@ -1,0 +1,248 @@
+"""Exact CMC, mAP and mINP of the anonymous protocol: every gallery row is an image of its own.
+
+The figures are those of torchreid's ``evaluate_rank`` (which reports no mINP); the way is another one. The gallery
+is not sorted: one matrix product in chunks of queries, and one comparison pass a positive (:mod:`.counting`).
+
+Sources: CMC, mAP and the same-camera rule: Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015.
+mINP: Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", arXiv 2001.04193.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ppreid_plugin.retrieval.checks import (
+    Features,
+    Labels,
+    as_feature_pair,
+    as_labels,
+    as_matrix,
+    choice,
+    positive_int,
+    require_finite,
+)
+from ppreid_plugin.retrieval.counting import Matches, positive_ranks
+
+METRICS = ("cosine", "euclidean")
+PROTOCOLS = ("market1501", "all")
+
+
+@dataclass(frozen=True, eq=False)
+class RankingResult:
+    """The figures of one evaluation, as fractions in [0, 1].
+
+    Attributes:
+        cmc: (max_rank,), float64: share of the queries with a match among the first k rows, at index k - 1. Beyond the
+            number of gallery rows it keeps its last value.
+        mAP: mean over the queries of the mean precision at their positives.
+        mINP: mean over the queries of (number of positives) / (rank of the last one).
+        num_valid_queries: queries with at least one match; only these are counted.
+    """
+
+    cmc: npt.NDArray[np.float64]
+    mAP: float  # noqa: N815 (as in the papers)
+    mINP: float  # noqa: N815
+    num_valid_queries: int
+
+    @property
+    def rank1(self) -> float:
+        """Share of the queries whose first row is a match."""
+        return self.rank(1)
+
+    def rank(self, k: int) -> float:
+        """Share of the queries with a match among the first ``k`` rows.
+
+        Raises:
+            ValueError: ``k`` is not in 1 ... max_rank.
+        """
+        if positive_int("k", k) > len(self.cmc):
+            raise ValueError(f"k is {k}, must be <= max_rank = {len(self.cmc)}. Evaluate with max_rank={k}.")
+        return float(self.cmc[k - 1])
+
+
+def evaluate(
+    query_features: Features,
+    gallery_features: Features,
+    query_pids: Labels,
+    gallery_pids: Labels,
+    query_camids: Labels,
+    gallery_camids: Labels,
+    *,
+    metric: str = "cosine",
+    protocol: str = "market1501",
+    max_rank: int = 50,
+    memory_mb: float = 64.0,
+) -> RankingResult:
+    r"""Rank the gallery for every query and return CMC, mAP and mINP.
+
+    With :math:`r_1 < ... < r_P` the ranks of a query's positives,
+
+    .. math:: AP = \frac1P \sum_k \frac{k}{r_k}, \qquad INP = \frac{P}{r_P}, \qquad CMC(k) = [r_1 \le k]
+
+    Ties go by gallery index, as in a stable sort: of two rows at the same distance the one with the lower index comes
+    first, be it a match or not.
+
+    Args:
+        query_features: numpy array or torch tensor of any float type. The product runs on its device, in float64 if
+            either matrix is float64 and in float32 otherwise; the counts run on the CPU.
+        gallery_features: the same for the gallery.
+        query_pids: whole numbers, one a query.
+        gallery_pids: whole numbers, one a gallery row.
+        query_camids: whole numbers, one a query.
+        gallery_camids: whole numbers, one a gallery row.
+        metric: ``cosine`` (a zero row has similarity 0 to all) or ``euclidean``.
+        protocol: ``market1501`` takes gallery rows with the query's pid *and* camid out of its list; ``all`` keeps
+            them, for data of one camera.
+        max_rank: length of the CMC curve.
+        memory_mb: MiB for one chunk of scores (at least one query's); beside it, one copy of the features is held.
+    Shape:
+        features: (num_query, d) and (num_gallery, d). Labels: (num_query,) and (num_gallery,).
+
+    Raises:
+        ValueError: wrong shapes, lengths, types or options; NaN or infinity (rows are named); no query with a match.
+
+    Example:
+        >>> features = np.eye(3)
+        >>> result = evaluate(features[:2], features[[0, 2, 1]], [0, 1], [0, 2, 1], [0, 0], [1, 1, 1], max_rank=5)
+        >>> result.rank1, result.mAP, result.num_valid_queries
+        (1.0, 1.0, 2)
+    """
+    choice("metric", metric, METRICS)
+    query, gallery = as_feature_pair(query_features, gallery_features)
+    matches = _matches(
+        query_pids, gallery_pids, query_camids, gallery_camids, (len(query), len(gallery)), protocol, max_rank
+    )
+    step = _queries_per_chunk(memory_mb, query, len(gallery))
+    query, gallery = (normalize_rows(query), normalize_rows(gallery)) if metric == "cosine" else _lift(query, gallery)
+    return _summarize(_products(query, gallery, step), matches, protocol, max_rank)
+
+
+def evaluate_distances(
+    distances: Features,
+    query_pids: Labels,
+    gallery_pids: Labels,
+    query_camids: Labels,
+    gallery_camids: Labels,
+    *,
+    protocol: str = "market1501",
+    max_rank: int = 50,
+    memory_mb: float = 64.0,
+) -> RankingResult:
+    """Return the figures of :func:`evaluate` for a ready matrix of distances, smaller = closer.
+
+    Args:
+        distances: any float type. Infinity is allowed (a row that may never match), NaN is not.
+        query_pids: whole numbers, one a row of ``distances``.
+        gallery_pids: whole numbers, one a column.
+        query_camids: whole numbers, one a row.
+        gallery_camids: whole numbers, one a column.
+        protocol: as in :func:`evaluate`.
+        max_rank: length of the CMC curve.
+        memory_mb: MiB for one chunk of rows.
+    Shape:
+        distances: (num_query, num_gallery).
+
+    Raises:
+        ValueError: wrong shapes, lengths, types or options; NaN (rows are named); no query with a match.
+    """
+    matrix = as_matrix("distances", distances)
+    matches = _matches(query_pids, gallery_pids, query_camids, gallery_camids, tuple(matrix.shape), protocol, max_rank)
+    require_finite("distances", matrix, infinity_allowed=True)
+    step = _queries_per_chunk(memory_mb, matrix, matrix.shape[1])
+    chunks = ((i, torch.neg(matrix[i : i + step]).cpu().numpy()) for i in range(0, len(matrix), step))
+    return _summarize(chunks, matches, protocol, max_rank)
+
+
+def normalize_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Return every row of (n, d) divided by its L2 norm; zero rows stay zero, no row overflows or underflows."""
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    if bool(((norms > 1e-15) & (norms < 1e15)).all()):  # inside, squares stay within float32
+        return rows / norms
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    scaled = rows / torch.where(largest > 0, largest, torch.ones_like(largest))
+    norms = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return scaled / torch.where(norms > 0, norms, torch.ones_like(norms))
+
+
+def _lift(query: torch.Tensor, gallery: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Append a column so that the product orders by distance: q.g - |g|²/2 = (|q|² - |q - g|²) / 2."""
+    largest = max(float(query.abs().max()), float(gallery.abs().max()))
+    if not 1e-9 < largest < 1e9:  # outside, squares may leave float32; a power of two changes no order and no digit
+        scale = math.ldexp(1.0, min(1000, -math.frexp(largest)[1]))
+        query, gallery = (rows.double().mul(scale).to(rows.dtype) for rows in (query, gallery))
+    half_squares = gallery.square().sum(dim=1, keepdim=True).div(-2)
+    return torch.cat([query, torch.ones_like(query[:, :1])], dim=1), torch.cat([gallery, half_squares], dim=1)
+
+
+def _products(query: torch.Tensor, gallery: torch.Tensor, step: int) -> Iterator[tuple[int, npt.NDArray[np.floating]]]:
+    out = torch.empty(min(step, len(query)), len(gallery), dtype=query.dtype, device=query.device)
+    for start in range(0, len(query), step):
+        rows = query[start : start + step]
+        yield start, torch.mm(rows, gallery.T, out=out[: len(rows)]).cpu().numpy()
+
+
+def _queries_per_chunk(memory_mb: float, matrix: torch.Tensor, num_gallery: int) -> int:
+    if isinstance(memory_mb, bool) or not (isinstance(memory_mb, (int, float)) and memory_mb > 0):
+        raise ValueError(f"memory_mb is {memory_mb!r}, must be a number > 0 (MiB). Pass for example memory_mb=64.")
+    return int(min(len(matrix), max(1, memory_mb * 2**20 // (num_gallery * matrix.element_size()))))
+
+
+def _matches(
+    query_pids: Labels,
+    gallery_pids: Labels,
+    query_camids: Labels,
+    gallery_camids: Labels,
+    shape: tuple[int, ...],
+    protocol: str,
+    max_rank: int,
+) -> Matches:
+    positive_int("max_rank", max_rank)
+    return Matches(
+        as_labels("query_pids", query_pids, shape[0]),
+        as_labels("gallery_pids", gallery_pids, shape[1]),
+        as_labels("query_camids", query_camids, shape[0]),
+        as_labels("gallery_camids", gallery_camids, shape[1]),
+        exclude_same_camera=choice("protocol", protocol, PROTOCOLS) == "market1501",
+    )
+
+
+def _summarize(
+    chunks: Iterator[tuple[int, npt.NDArray[np.floating]]], matches: Matches, protocol: str, max_rank: int
+) -> RankingResult:
+    per_query = list(positive_ranks(chunks, matches))
+    if not per_query:
+        raise ValueError(no_match_message(matches.any_shared_pid, f"protocol={protocol!r}", "protocol='all'"))
+    counts = np.array([len(ranks) for ranks in per_query])
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    ranks = np.concatenate(per_query)
+    ranks = ranks[np.lexsort((ranks, np.repeat(np.arange(len(counts)), counts)))]
+    precision = (np.arange(len(ranks)) - np.repeat(starts, counts) + 1) / ranks
+    first = ranks[starts]
+    cmc = np.cumsum(np.bincount(first[first <= max_rank] - 1, minlength=max_rank)) / len(counts)
+    cmc.flags.writeable = False
+    return RankingResult(
+        cmc=cmc,
+        mAP=float(np.mean(np.add.reduceat(precision, starts) / counts)),
+        mINP=float(np.mean(counts / ranks[ends - 1])),
+        num_valid_queries=len(counts),
+    )
+
+
+def no_match_message(any_shared_pid: bool, used: str, instead: str) -> str:
+    """Return why no query has a match, and what to do."""
+    if any_shared_pid:
+        return (
+            f"no query has a match under {used}: every match shares the query's camera. "
+            f"If the data has one camera, say {instead} (config: test.exclude_same_camera False)."
+        )
+    return (
+        "no query has a match: the pids of query and gallery do not overlap. "
+        "Check that both come from one data set and carry the same numbering of people."
+    )

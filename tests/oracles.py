@@ -1,0 +1,52 @@
+"""Slow and plain versions of what the package computes, written from the definitions with loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def rank_metrics(distances, q_pids, g_pids, q_camids, g_camids, *, same_camera_dropped=True, max_rank=50):
+    """CMC, mAP, mINP and the number of valid queries; a list is sorted by (distance, gallery index)."""
+    hits, precisions, inverse_penalties = [], [], []
+    for q in range(len(q_pids)):
+        ranked = sorted(range(len(g_pids)), key=lambda g: (distances[q][g], g))
+        if same_camera_dropped:
+            ranked = [g for g in ranked if not (g_pids[g] == q_pids[q] and g_camids[g] == q_camids[q])]
+        matches = [rank for rank, g in enumerate(ranked, start=1) if g_pids[g] == q_pids[q]]
+        if not matches:
+            continue
+        precisions.append(sum(k / rank for k, rank in enumerate(matches, start=1)) / len(matches))
+        inverse_penalties.append(len(matches) / matches[-1])
+        hits.append([1.0 if matches[0] <= k else 0.0 for k in range(1, max_rank + 1)])
+    if not hits:
+        return None
+    return np.mean(hits, axis=0), float(np.mean(precisions)), float(np.mean(inverse_penalties)), len(hits)
+
+
+def unit(row):
+    """The row divided by its norm, as a list; a zero row as it is."""
+    norm = math.sqrt(math.fsum(float(value) ** 2 for value in row))
+    return [float(value) / norm if norm else 0.0 for value in row]
+
+
+def enrolled_ranks(query, gallery, q_pids, g_pids, q_camids, g_camids, *, background=(0,), same_camera_dropped=True):
+    """Rank of each valid query's own person; ties by the lower pid."""
+    ranks = []
+    for q in range(len(q_pids)):
+        templates = {}
+        for pid in sorted(set(g_pids)):
+            rows = [
+                unit(gallery[g])
+                for g in range(len(g_pids))
+                if g_pids[g] == pid and not (same_camera_dropped and g_camids[g] == q_camids[q])
+            ]
+            if rows and pid not in background:
+                templates[pid] = unit([math.fsum(column) / len(rows) for column in zip(*rows, strict=True)])
+        if q_pids[q] not in templates:
+            continue
+        probe = unit(query[q])
+        score = {pid: math.fsum(a * b for a, b in zip(probe, row, strict=True)) for pid, row in templates.items()}
+        ranks.append(1 + sorted(templates, key=lambda pid: (-score[pid], pid)).index(q_pids[q]))
+    return ranks
