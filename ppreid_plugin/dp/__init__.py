@@ -1,0 +1,29 @@
+"""Stage 2, the DP gallery: mechanisms, their calibration, and the public transforms in front of them."""
+
+from ppreid_plugin.dp.arrays import clip_rows
+from ppreid_plugin.dp.calibration import (
+    compose_gaussian,
+    gaussian_delta,
+    gaussian_epsilon,
+    gaussian_sigma,
+    person_level_epsilon,
+)
+from ppreid_plugin.dp.mechanisms import MECHANISMS, Mechanism, build_mechanism, register_mechanism
+from ppreid_plugin.dp.transforms import TRANSFORMS, PublicTransform, build_transform, register_transform
+
+__all__ = [
+    "MECHANISMS",
+    "TRANSFORMS",
+    "Mechanism",
+    "PublicTransform",
+    "build_mechanism",
+    "build_transform",
+    "clip_rows",
+    "compose_gaussian",
+    "gaussian_delta",
+    "gaussian_epsilon",
+    "gaussian_sigma",
+    "person_level_epsilon",
+    "register_mechanism",
+    "register_transform",
+]
