@@ -85,7 +85,8 @@ def make_pedestrians(
 
     Args:
         root: folder to write into; it is made if it is missing.
-        num_train_ids, num_test_ids: number of people for training and of other people for testing, > 0.
+        num_train_ids: number of people for training, > 0.
+        num_test_ids: number of other people for query and gallery, > 0.
         seed: of everything random, >= 0.
         workers: processes; by default one for each processor this process may use.
         overwrite: replace an existing folder.
@@ -105,7 +106,9 @@ def make_pedestrians(
         if isinstance(value, bool) or not hasattr(value, "__index__"):
             raise TypeError(f"{name} is {value!r}, must be an integer.")
         if not low <= value <= high:
-            raise ValueError(f"{name} is {value}, must be >= {low} and <= {high}. Use for instance {name}={max(low, 1)}.")
+            raise ValueError(
+                f"{name} is {value}, must be >= {low} and <= {high}. Use for instance {name}={max(low, 1)}."
+            )
     num_train_ids, num_test_ids, seed = int(num_train_ids), int(num_test_ids), int(seed)
     base = Path(root).expanduser()
     target = base / NAME
@@ -160,7 +163,9 @@ def _read_folder(folder: Path) -> list[Record]:
     for path in sorted(folder.glob("*.jpg")):
         match = _FILE_NAME.match(path.name)
         if match is None:
-            raise ValueError(f"{path} is not named like 0001_c1s1_000151_01.jpg. Remove it, or make the data set again.")
+            raise ValueError(
+                f"{path} is not named like 0001_c1s1_000151_01.jpg. Remove it, or make the data set again."
+            )
         pid, camera = int(match[1]), int(match[2])
         if pid != -1:
             records.append((str(path), pid, camera - 1))

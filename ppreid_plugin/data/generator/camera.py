@@ -115,9 +115,11 @@ def occlude(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> tupl
 
 def cast_shadow(image: np.ndarray, foot: tuple[float, float], reach: float, light: float) -> np.ndarray:
     """Darken the ground beside the feet, away from the light; returns a new image."""
-    mask = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    mask: np.ndarray = np.full((HEIGHT, WIDTH), 255, np.uint8)
     center = (round(foot[0] - 0.5 * reach * light), round(foot[1] - 0.03 * reach))
-    cv2.ellipse(mask, center, (max(round(0.62 * reach), 1), max(round(0.13 * reach), 1)), -8.0 * light, 0, 360, (150,), -1)
+    cv2.ellipse(
+        mask, center, (max(round(0.62 * reach), 1), max(round(0.13 * reach), 1)), -8.0 * light, 0, 360, (150,), -1
+    )
     mask = cv2.blur(mask, (9, 5))
     return cv2.multiply(image, cv2.merge([mask, mask, mask]), scale=1 / 255)
 
@@ -136,9 +138,10 @@ def expose(image: np.ndarray, camera: Camera, rng: np.random.Generator, seed: in
     image = cv2.LUT(image, table[:, None, :])
     edges = rng.uniform(-0.3, 1.3, 2) * WIDTH
     if rng.random() < 0.35:
-        mask = np.full((HEIGHT, WIDTH), 255, np.uint8)
-        corners = np.array([[edges[0], 0], [edges[1], HEIGHT], [3 * WIDTH, HEIGHT], [3 * WIDTH, 0]]).astype(np.int32)
-        cv2.fillPoly(mask, [corners if camera.light < 0 else corners * (-1, 1) + (WIDTH, 0)], (int(rng.integers(130, 190)),))
+        mask: np.ndarray = np.full((HEIGHT, WIDTH), 255, np.uint8)
+        far = 3 * WIDTH if camera.light < 0 else -2 * WIDTH
+        corners = np.array([[edges[0], 0], [edges[1], HEIGHT], [far, HEIGHT], [far, 0]]).astype(np.int32)
+        cv2.fillPoly(mask, [corners], (int(rng.integers(130, 190)),))
         mask = cv2.blur(mask, (7, 7))
         image = cv2.multiply(image, cv2.merge([mask, mask, mask]), scale=1 / 255)
     blur = float(rng.uniform(*camera.blur_px))

@@ -46,7 +46,14 @@ class Canvas:
             cv2.fillPoly(self.shade, [_fixed(array)], (shade,), cv2.LINE_8, _SHIFT)
 
     def ellipse(
-        self, center: Point, radii: Point, color: Color, shade: int | None = 128, *, tilt: float = 0.0, arc: Point = (0, 360)
+        self,
+        center: Point,
+        radii: Point,
+        color: Color,
+        shade: int | None = 128,
+        *,
+        tilt: float = 0.0,
+        arc: Point = (0, 360),
     ) -> None:
         """Fill an ellipse, or the piece of it between the angles ``arc`` (degrees, clockwise from the right)."""
         for image, scale, value in ((self.color, OVERSAMPLING, (*color, 255)), (self.shade, 1, shade)):

@@ -22,7 +22,9 @@ def draw_backpack(canvas: Canvas, skeleton: Skeleton) -> None:
     if skeleton.cos < 0.3:  # pocket and its zip
         low = (mid[0], mid[1] + 0.55 * tall)
         canvas.ellipse(low, (0.72 * half, 0.34 * tall), scaled_color(color, 0.78), 122)
-        canvas.line((low[0] - 0.5 * half, low[1] - 0.1 * tall), (low[0] + 0.5 * half, low[1] - 0.1 * tall), (190, 190, 190), 0.8)
+        canvas.line(
+            (low[0] - 0.5 * half, low[1] - 0.1 * tall), (low[0] + 0.5 * half, low[1] - 0.1 * tall), (190, 190, 190), 0.8
+        )
 
 
 def draw_backpack_straps(canvas: Canvas, skeleton: Skeleton) -> None:
@@ -53,7 +55,12 @@ def draw_hand_luggage(canvas: Canvas, skeleton: Skeleton, side: int) -> None:
     x, y_top = hand[0], hand[1] + gap
     canvas.line(hand, (x - 0.6 * half * top, y_top), scaled_color(person.bag, 0.6), 1.5)
     canvas.line(hand, (x + 0.6 * half * top, y_top), scaled_color(person.bag, 0.6), 1.5)
-    corners = [(x - half * top, y_top), (x + half * top, y_top), (x + half * bottom, y_top + tall), (x - half * bottom, y_top + tall)]
+    corners = [
+        (x - half * top, y_top),
+        (x + half * top, y_top),
+        (x + half * bottom, y_top + tall),
+        (x - half * bottom, y_top + tall),
+    ]
     canvas.polygon(corners, person.bag, 112)
     canvas.ellipse((x + 0.2 * half * canvas.light, y_top + 0.5 * tall), (0.55 * half, 0.4 * tall), person.bag, 138)
     if kind == "suitcase":
@@ -61,7 +68,12 @@ def draw_hand_luggage(canvas: Canvas, skeleton: Skeleton, side: int) -> None:
             level = y_top + part * tall
             canvas.line((x - half, level), (x + half, level), scaled_color(person.bag, 0.55), 1.2)
     else:
-        canvas.line((x - 0.85 * half, y_top + 0.35 * tall), (x + 0.85 * half, y_top + 0.35 * tall), scaled_color(person.bag, 0.6), 1.5)
+        canvas.line(
+            (x - 0.85 * half, y_top + 0.35 * tall),
+            (x + 0.85 * half, y_top + 0.35 * tall),
+            scaled_color(person.bag, 0.6),
+            1.5,
+        )
 
 
 def draw_crossbody(canvas: Canvas, skeleton: Skeleton, *, front: bool) -> None:
@@ -82,6 +94,8 @@ def draw_crossbody(canvas: Canvas, skeleton: Skeleton, *, front: bool) -> None:
     if front == near:
         x, y = skeleton.at(*hip)
         half, tall = skeleton.half_width(0.038, 0.085), skeleton.px(0.055)
-        canvas.polygon([(x - half, y - tall), (x + half, y - tall), (x + half, y + tall), (x - half, y + tall)], person.bag, 112)
+        canvas.polygon(
+            [(x - half, y - tall), (x + half, y - tall), (x + half, y + tall), (x - half, y + tall)], person.bag, 112
+        )
         canvas.ellipse((x + 0.2 * half * canvas.light, y), (0.55 * half, 0.6 * tall), person.bag, 136)
         canvas.line((x - half, y), (x + half, y), scaled_color(person.bag, 0.6), 1.2)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ppreid_plugin.data.generator import carried
 from ppreid_plugin.data.generator.canvas import OVERSAMPLING, Canvas, Point, scaled_color
-from ppreid_plugin.data.generator.head import Box, Head, draw_long_hair, draw_head
+from ppreid_plugin.data.generator.head import Box, Head, draw_head, draw_long_hair
 from ppreid_plugin.data.generator.person import Color, Person
 from ppreid_plugin.data.generator.pose import Skeleton
 
@@ -47,11 +47,12 @@ def draw_figure(canvas: Canvas, skeleton: Skeleton, *, face: bool = True, logo: 
     Args:
         canvas: an empty canvas.
         skeleton: who, in which pose and view.
-        face, logo: False leaves out that fine cue; all the rest stays the same (for tests of the boxes).
+        face: False leaves out the face's features; all the rest stays the same (for tests of the boxes).
+        logo: False leaves out the badge on the chest, likewise.
     """
     person = skeleton.person
     head = Head(skeleton)
-    arms = sorted(((_arm_depth(skeleton, name), name) for name in ("left", "right")))
+    arms = sorted((_arm_depth(skeleton, name), name) for name in ("left", "right"))
     behind = [name for depth, name in arms if depth < -0.012]
     before = [name for _, name in arms if name not in behind]
 

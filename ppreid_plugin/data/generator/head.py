@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from ppreid_plugin.data.generator.canvas import Canvas, Point, scaled_color
@@ -119,7 +120,12 @@ def _draw_features(canvas: Canvas, head: Head) -> None:
                 for thick in (-1, 1):
                     edge = 0.014 * px * thick
                     canvas.line((eye[0] - 0.017 * px, eye[1] + edge), (eye[0] + 0.017 * px, eye[1] + edge), _DARK, 1.0)
-                    canvas.line((eye[0] + edge * 1.2, eye[1] - 0.014 * px), (eye[0] + edge * 1.2, eye[1] + 0.014 * px), _DARK, 1.0)
+                    canvas.line(
+                        (eye[0] + edge * 1.2, eye[1] - 0.014 * px),
+                        (eye[0] + edge * 1.2, eye[1] + 0.014 * px),
+                        _DARK,
+                        1.0,
+                    )
     top, tip = head.on_skin(0.0, 0.004), head.on_skin(0.06, -0.017)
     if top and tip:
         canvas.line(top, tip, darker, 0.006 * px)
@@ -130,7 +136,7 @@ def _draw_features(canvas: Canvas, head: Head) -> None:
 
 def _across(canvas: Canvas, head: Head, azimuth: float, up: float, color: Color, width: float) -> None:
     points = [p for p in (head.on_skin(a * azimuth, up) for a in (-1.0, 0.0, 1.0)) if p]
-    for a, b in zip(points, points[1:], strict=False):
+    for a, b in itertools.pairwise(points):
         canvas.line(a, b, color, width)
 
 
@@ -170,7 +176,9 @@ def _draw_hat(canvas: Canvas, head: Head) -> None:
     )
     if kind == "cap" and cos > -0.45:
         brim = head.place(0.050 * sin, 0.021)
-        canvas.ellipse(brim, (head.skeleton.half_width(0.042, 0.036) * head.size, 0.011 * head.unit), scaled_color(color, 0.8), 116)
+        canvas.ellipse(
+            brim, (head.skeleton.half_width(0.042, 0.036) * head.size, 0.011 * head.unit), scaled_color(color, 0.8), 116
+        )
     elif kind == "brimmed":
         canvas.ellipse(crown, (0.092 * head.unit, 0.017 * head.unit), color, 104)
         canvas.line(
@@ -181,5 +189,7 @@ def _draw_hat(canvas: Canvas, head: Head) -> None:
         )
     elif kind == "beanie":
         band = scaled_color(color, 0.75)
-        canvas.line((crown[0] - head.rx * 1.05, crown[1]), (crown[0] + head.rx * 1.05, crown[1]), band, 0.020 * head.unit, 120)
+        canvas.line(
+            (crown[0] - head.rx * 1.05, crown[1]), (crown[0] + head.rx * 1.05, crown[1]), band, 0.020 * head.unit, 120
+        )
         canvas.ellipse(head.place(0.0, 0.086), (0.014 * head.unit, 0.014 * head.unit), band, 136)

@@ -185,5 +185,7 @@ def _pick_color(rng: np.random.Generator, colors: Mapping[str, tuple[float, Colo
 
 
 def _vary(rng: np.random.Generator, color: Color, spread: int = 7) -> Color:
-    blue, green, red = (int(np.clip(c + d, 8, 246)) for c, d in zip(color, rng.integers(-spread, spread + 1, 3), strict=True))
+    blue, green, red = (
+        int(np.clip(c + d, 8, 246)) for c, d in zip(color, rng.integers(-spread, spread + 1, 3), strict=True)
+    )
     return blue, green, red

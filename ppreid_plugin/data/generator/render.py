@@ -39,7 +39,8 @@ def render(
         camera: which camera looks.
         seed: of pose, place, light and noise of this picture.
         scene_seed: of the streets, the same for all pictures of a data set.
-        face, logo: False leaves out that fine cue and changes nothing else.
+        face: False leaves out the face's features and changes nothing else.
+        logo: False leaves out the badge on the chest and changes nothing else.
     """
     # One stream for each step: what one step draws does not shift the next one's numbers.
     pose_rng, place_rng, front_rng, light_rng = (np.random.default_rng([seed, step]) for step in range(4))

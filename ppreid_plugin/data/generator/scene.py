@@ -17,7 +17,14 @@ Picture = np.ndarray
 _Color = tuple[float, float, float]
 
 _PLASTERS: tuple[_Color, ...] = ((150, 178, 196), (172, 172, 168), (120, 140, 170), (168, 156, 132), (110, 118, 122))
-_SIGNS: tuple[_Color, ...] = ((60, 50, 170), (150, 90, 40), (70, 120, 60), (60, 160, 200), (70, 70, 70), (190, 190, 190))
+_SIGNS: tuple[_Color, ...] = (
+    (60, 50, 170),
+    (150, 90, 40),
+    (70, 120, 60),
+    (60, 160, 200),
+    (70, 70, 70),
+    (190, 190, 190),
+)
 
 
 @functools.lru_cache(maxsize=64)
@@ -36,7 +43,7 @@ def scene(wall: str, ground: str, seed: int) -> Picture:
     _GROUNDS[ground](image, rng)
     _WALLS[wall](image, rng)
     band = image[HORIZON - 4 : HORIZON + 5]
-    band[:] = cv2.multiply(band, (0.7, 0.7, 0.7, 1.0))
+    band[:] = band * 0.7  # the foot of the wall is dirty
     _posts(image, rng)
     grain = soft_noise(rng, SCENE_HEIGHT, SCENE_WIDTH, 4, 9.0) + soft_noise(rng, SCENE_HEIGHT, SCENE_WIDTH, 90, 16.0)
     image = np.clip(image + grain[:, :, None], 0, 255).astype(np.uint8)
@@ -56,7 +63,9 @@ def _posts(image: Picture, rng: np.random.Generator) -> None:
         tone = float(rng.uniform(50, 130))
         top, foot = int(rng.choice((0, 0, 130))), int(rng.integers(HORIZON + 10, HORIZON + 50))
         cv2.rectangle(image, (x, top), (x + wide, foot), (tone, tone, tone), -1)
-        cv2.line(image, (x + wide // 4, top), (x + wide // 4, foot), (tone + 50, tone + 50, tone + 50), max(wide // 4, 1))
+        cv2.line(
+            image, (x + wide // 4, top), (x + wide // 4, foot), (tone + 50, tone + 50, tone + 50), max(wide // 4, 1)
+        )
         cv2.ellipse(image, (x + wide // 2, foot), (wide, 3), 0, 0, 360, (tone * 0.6,) * 3, -1)
 
 
@@ -97,7 +106,10 @@ def _asphalt(image: Picture, rng: np.random.Generator) -> None:
 def _grass(image: Picture, rng: np.random.Generator) -> None:
     image[HORIZON:] = (60, rng.uniform(105, 140), rng.uniform(80, 100))
     for x, y, d in zip(
-        rng.integers(0, SCENE_WIDTH, 2500), rng.integers(HORIZON, SCENE_HEIGHT, 2500), rng.integers(-3, 4, 2500), strict=True
+        rng.integers(0, SCENE_WIDTH, 2500),
+        rng.integers(HORIZON, SCENE_HEIGHT, 2500),
+        rng.integers(-3, 4, 2500),
+        strict=True,
     ):
         green = float(80 + (x * 7 + y * 13) % 80)
         cv2.line(image, (int(x), int(y)), (int(x + d), int(y) - 6), (green * 0.45, green, green * 0.75), 1)
@@ -163,9 +175,20 @@ def _shops(image: Picture, rng: np.random.Generator) -> None:
 def _hedge(image: Picture, rng: np.random.Generator) -> None:
     image[:90] = (214, 200, 186)
     image[80:HORIZON] = (38, 72, 48)
-    for x, y, r in zip(rng.integers(0, SCENE_WIDTH, 2200), rng.integers(70, HORIZON, 2200), rng.integers(3, 9, 2200), strict=True):
+    for x, y, r in zip(
+        rng.integers(0, SCENE_WIDTH, 2200), rng.integers(70, HORIZON, 2200), rng.integers(3, 9, 2200), strict=True
+    ):
         green = float(52 + (int(x) * 31 + int(y) * 17) % 75)
-        cv2.ellipse(image, (int(x), int(y)), (int(r), int(r) // 2 + 1), int(x) % 180, 0, 360, (green * 0.5, green, green * 0.72), -1)
+        cv2.ellipse(
+            image,
+            (int(x), int(y)),
+            (int(r), int(r) // 2 + 1),
+            int(x) % 180,
+            0,
+            360,
+            (green * 0.5, green, green * 0.72),
+            -1,
+        )
 
 
 def _park(image: Picture, rng: np.random.Generator) -> None:

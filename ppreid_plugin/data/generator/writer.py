@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import multiprocessing
 import os
 import secrets
@@ -22,20 +21,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ppreid_plugin.data.generator.camera import CAMERAS, background
+from ppreid_plugin.data.generator.camera import CAMERAS
 from ppreid_plugin.data.generator.canvas import HEIGHT, WIDTH
 from ppreid_plugin.data.generator.person import ATTRIBUTE_FIELDS, sample_person
 from ppreid_plugin.data.generator.render import Shot, encode, render
+from ppreid_plugin.data.generator.scene import scene
 
 GENERATOR_VERSION = 1  # raise it when the same seed gives other bytes
 IMAGES_PER_PERSON = (12, 20)
 MIN_CAMERAS = 3
 BACKGROUND_SHARE = 0.1  # of bounding_box_test; about what Market-1501 holds of pid 0
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
-BOX_FIELDS = ("file", "face_left", "face_top", "face_right", "face_bottom", "logo_left", "logo_top", "logo_right", "logo_bottom")  # fmt: skip
+BOX_FIELDS = ("file", *(f"{cue}_{side}" for cue in ("face", "logo") for side in ("left", "top", "right", "bottom")))
 _CHUNK = 4  # people handed to a process at a time
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,9 @@ def _visits(rng: np.random.Generator) -> list[int]:
     return [int(camera) for camera in np.concatenate([cameras, cameras, extra])]
 
 
-def write(root: Path, name: str, num_train_ids: int, num_test_ids: int, seed: int, workers: int, overwrite: bool) -> Path:
+def write(
+    root: Path, name: str, num_train_ids: int, num_test_ids: int, seed: int, workers: int, overwrite: bool
+) -> Path:
     """Render all files into a temporary folder beside ``root/name``, then rename it.
 
     Raises:
@@ -121,7 +121,11 @@ def write(root: Path, name: str, num_train_ids: int, num_test_ids: int, seed: in
             boxes.extend(rows)
         people.sort(key=lambda item: item[0])
         boxes.sort(key=lambda row: str(row[0]))
-        _write_csv(staging / "attributes.csv", ("pid", *ATTRIBUTE_FIELDS), [[p, *(a[f] for f in ATTRIBUTE_FIELDS)] for p, a in people])
+        _write_csv(
+            staging / "attributes.csv",
+            ("pid", *ATTRIBUTE_FIELDS),
+            [[p, *(a[f] for f in ATTRIBUTE_FIELDS)] for p, a in people],
+        )
         _write_csv(staging / "boxes.csv", BOX_FIELDS, boxes)
         meta = describe(num_train_ids, num_test_ids, seed) | {"num_images": sum(len(task.files) for task in tasks)}
         _write_durably(staging / "meta.json", json.dumps(meta, indent=2, sort_keys=True) + "\n")
@@ -189,8 +193,8 @@ def _work(
 def _prepare(scene_seed: int) -> None:
     cv2.setNumThreads(1)  # one thread a process; also what keeps OpenCV usable after a fork
     for camera in CAMERAS:
-        for place in range(len(camera.places)):
-            background(camera, np.random.default_rng(place), scene_seed)
+        for wall, ground in camera.places:
+            scene(wall, ground, scene_seed)
 
 
 def draw_task(task: Task, folder: Path) -> tuple[int, dict[str, str] | None, list[list[str | int]]]:
