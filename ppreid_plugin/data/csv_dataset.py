@@ -47,7 +47,9 @@ class CSVDataset(data.ImageDataset):
         rows = _read_rows(Path(csv_file))
         camids = _numbering([row["camid"] for row in rows], first=0)
         test_pids = _numbering([row["pid"] for row in rows if row["split"] != "train"], first=1)
-        train_pids = sorted({row["pid"] for row in rows if row["split"] == "train" and row["pid"] != "-1"}, key=_natural)
+        train_pids = sorted(
+            {row["pid"] for row in rows if row["split"] == "train" and row["pid"] != "-1"}, key=_natural
+        )
         train_labels = {pid: label for label, pid in enumerate(train_pids)}
         splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
         for row in rows:
@@ -56,7 +58,9 @@ class CSVDataset(data.ImageDataset):
                 splits[row["split"]].append((row["path"], labels[row["pid"]], camids[row["camid"]]))
         for split, items in splits.items():
             if not items:
-                raise CSVFormatError(f"{csv_file} has no row with split '{split}'; train, query and gallery are needed.")
+                raise CSVFormatError(
+                    f"{csv_file} has no row with split '{split}'; train, query and gallery are needed."
+                )
         super().__init__(splits["train"], splits["query"], splits["gallery"], **kwargs)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from ..toolbox import submodule
@@ -78,7 +79,10 @@ def hold_out_people(
     datamanager.train_loader = _loader_like(loader, trainset, sampler=build_sampler(trainset.train), drop_last=True)
 
     like = next(iter(datamanager.test_loader.values()))["query"]
-    datasets = {"query": _with_items(trainset, query, datamanager), "gallery": _with_items(trainset, gallery, datamanager)}
+    datasets = {
+        "query": _with_items(trainset, query, datamanager),
+        "gallery": _with_items(trainset, gallery, datamanager),
+    }
     datamanager.test_loader = {
         VALIDATION: {role: _loader_like(like, dataset) for role, dataset in datasets.items()},
         **datamanager.test_loader,
@@ -101,7 +105,9 @@ def training_set_for_features(datamanager: Any, max_images: int = 0, seed: int =
         keep = np.sort(np.random.default_rng(seed).choice(len(items), max_images, replace=False))
         items = [items[i] for i in keep]
     like = next(iter(datamanager.test_loader.values()))["query"]
-    return _loader_like(like, _with_items(trainset, items, datamanager))
+    # a loader draws a seed from torch's global generator unless it has one of its own: training must not notice
+    generator = torch.Generator().manual_seed(seed)
+    return _loader_like(like, _with_items(trainset, items, datamanager), generator=generator)
 
 
 def _split_query_gallery(items: list[Item], *, exclude_same_camera: bool) -> tuple[list[Item], list[Item]]:

@@ -1,0 +1,361 @@
+"""From a configuration to a running engine: what torchreid's ``scripts/main.py`` does, plus privacy.
+
+The only module that reads configuration keys; everything it builds takes explicit arguments.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from . import toolbox
+from .checkpoint import load_weights, resume
+from .components import Component
+from .config import ConfigError, check_config
+from .data.checks import (
+    DataError,
+    check_dataset_folders,
+    check_dataset_names,
+    check_people_disjoint_from_gallery,
+    check_queries,
+)
+from .data.images import check_files, use_strict_reading
+from .data.validation import hold_out_people
+from .dp.gallery import DPGallery
+from .engine import with_privacy
+from .features import UNSUPPORTED_MODELS
+from .registry import closest
+from .suppression import ADVERSARIES, DeIDDecoder
+from .zoo import resolve
+
+_log = logging.getLogger(__name__)
+
+
+def check(cfg: CfgNode) -> None:
+    """Check everything that can be checked before data are read or anything is written.
+
+    Raises:
+        ValueError: a key, name, budget, folder or file that cannot be used.
+    """
+    check_config(cfg)
+    names = list(toolbox.model_factory())
+    if cfg.model.name not in names:
+        raise ConfigError(
+            f"model.name is '{cfg.model.name}'; torchreid has: {', '.join(names)}.{closest(cfg.model.name, names)}"
+        )
+    suppresses = cfg.privacy.deid.enabled or cfg.privacy.adversary.enabled
+    if suppresses and cfg.model.name in UNSUPPORTED_MODELS:
+        raise ConfigError(
+            f"model.name is '{cfg.model.name}', whose feature cannot be read while it trains; suppression does not "
+            f"support {', '.join(UNSUPPORTED_MODELS)}. Choose another model or disable privacy.deid and privacy.adversary."
+        )
+    build_components(cfg)  # registered names, budgets and options, before any data are read
+    check_dataset_names(cfg.data.sources, kind=cfg.data.type, option="data.sources")
+    check_dataset_names(cfg.data.targets, kind=cfg.data.type, option="data.targets")
+    if not cfg.data.download:
+        datasets = list(dict.fromkeys([*cfg.data.sources, *cfg.data.targets]))
+        check_dataset_folders(cfg.data.root, datasets, kind=cfg.data.type)
+    for option in ("load_weights", "resume"):
+        path = str(cfg.model[option])
+        if path and not path.startswith("zoo:") and not os.path.isfile(path):
+            raise FileNotFoundError(f"model.{option} is '{path}', which does not exist.")
+    _check_writable(cfg.data.save_dir)
+
+
+def build_datamanager(cfg: CfgNode) -> Any:
+    """Build torchreid's data manager, with validation people held out where asked for.
+
+    Raises:
+        DataError, ImageError: no batch fits, no query has a match, files are missing or empty.
+    """
+    use_strict_reading()
+    if cfg.data.type == "image":
+        manager = toolbox.data.ImageDataManager(**_image_data_arguments(cfg))
+    else:
+        manager = toolbox.data.VideoDataManager(**_video_data_arguments(cfg))
+    fraction = cfg.privacy.validation.ids_fraction
+    if fraction > 0:
+        chosen = hold_out_people(
+            manager,
+            ids_fraction=fraction,
+            seed=cfg.privacy.validation.seed,
+            exclude_same_camera=cfg.test.exclude_same_camera,
+            build_sampler=lambda items: _build_sampler(cfg, items),
+        )
+        print(f"Held out {len(chosen)} training people for validation; {manager.num_train_pids} remain for training.")
+    _check_data(cfg, manager)
+    return manager
+
+
+def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
+    """Build the torchreid model and load weights into it; on the GPU, in DataParallel only if there are several.
+
+    Raises:
+        OSError: ImageNet weights that cannot be downloaded.
+        CheckpointError, ZooError: weights that do not fit or cannot be had.
+    """
+    starts_from_file = bool(cfg.model.load_weights or cfg.model.resume)
+    try:
+        model = toolbox.models.build_model(
+            name=cfg.model.name,
+            num_classes=num_classes,
+            loss=cfg.loss.name,
+            pretrained=cfg.model.pretrained and not starts_from_file,  # they would be overwritten
+            use_gpu=cfg.use_gpu,
+        )
+    except OSError as error:
+        raise OSError(
+            f"ImageNet weights of {cfg.model.name} could not be downloaded ({type(error).__name__}). Append: "
+            "model.pretrained False, give model.load_weights, or try again with a network."
+        ) from error
+    size = (1, 3, cfg.data.height, cfg.data.width)
+    parameters, flops = toolbox.utils.compute_model_complexity(model, size)
+    print(f"Model complexity: {cfg.model.name}, params={parameters:,} flops={flops:,}")
+    if cfg.model.load_weights:
+        path = resolve(cfg.model.load_weights)
+        missing = load_weights(model, path, model_name=cfg.model.name)
+        print(f"Loaded weights from '{path}'" + (f"; newly initialized: {', '.join(missing)}" if missing else ""))
+    if cfg.use_gpu:
+        model = model.cuda()
+        if torch.cuda.device_count() > 1:
+            model = nn.DataParallel(model)
+    return model
+
+
+def build_components(cfg: CfgNode) -> list[Component]:
+    """Build the privacy components that the configuration enables, in order: decoder, adversaries, gallery.
+
+    Raises:
+        ValueError: an unknown name, a budget or weight out of range, an option that no part takes.
+    """
+    privacy, components = cfg.privacy, []
+    if privacy.deid.enabled:
+        components.append(
+            DeIDDecoder(
+                privacy.deid.target,
+                weight=privacy.deid.weight,
+                loss=privacy.deid.loss,
+                decoder=privacy.deid.decoder,
+                input=privacy.deid.input,
+                height=privacy.deid.height,
+                width=privacy.deid.width,
+                lr=privacy.deid.lr,
+                options={"blocks": privacy.deid.blocks, "sigma": privacy.deid.sigma, **privacy.deid.kwargs},
+                make_scheduler=_scheduler_maker(cfg),
+                seed=cfg.train.seed,
+            )
+        )
+    if privacy.adversary.enabled:
+        for index, name in enumerate(privacy.adversary.names):
+            adversary = ADVERSARIES.get(name, key="privacy.adversary.names")
+            components.append(
+                adversary(
+                    input=privacy.adversary.input,
+                    weight=privacy.adversary.weight,
+                    schedule=privacy.adversary.schedule,
+                    ramp=privacy.adversary.ramp,
+                    lr=privacy.adversary.lr,
+                    make_scheduler=_scheduler_maker(cfg),
+                    seed=cfg.train.seed + 1 + index,
+                    **privacy.adversary.kwargs,
+                )
+            )
+    if privacy.gallery.enabled:
+        components.append(
+            DPGallery(
+                privacy.gallery.mechanism,
+                epsilon=privacy.gallery.epsilon,
+                delta=privacy.gallery.delta,
+                clip_norm=privacy.gallery.clip_norm,
+                unit=privacy.gallery.unit,
+                transform=privacy.gallery.transform,
+                fit_images=privacy.gallery.fit_images,
+                background_pids=privacy.gallery.background_pids,
+                seed=cfg.train.seed,
+                options=privacy.gallery.kwargs,
+            )
+        )
+    return components
+
+
+def build_engine(cfg: CfgNode) -> Any:
+    """Build data manager, model, optimizer, scheduler, components and engine, in torchreid's order (same seed, same draws).
+
+    Returns:
+        An engine whose ``run(**engine_run_arguments(cfg))`` trains or tests. ``cfg.train.start_epoch`` is set when
+        training continues.
+    """
+    check(cfg)
+    toolbox.utils.set_random_seed(cfg.train.seed)
+    if cfg.use_gpu:
+        torch.backends.cudnn.benchmark = True
+    manager = build_datamanager(cfg)
+    model = build_model(cfg, manager.num_train_pids)
+    optimizer = toolbox.optim.build_optimizer(model, **_optimizer_arguments(cfg))
+    scheduler = toolbox.optim.build_lr_scheduler(optimizer, **_scheduler_arguments(cfg))
+    arguments: dict[str, Any] = {
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "use_gpu": cfg.use_gpu,
+        "label_smooth": cfg.loss.softmax.label_smooth,
+    }
+    if cfg.loss.name == "triplet":
+        arguments.update(
+            margin=cfg.loss.triplet.margin, weight_t=cfg.loss.triplet.weight_t, weight_x=cfg.loss.triplet.weight_x
+        )
+    if cfg.data.type == "video":
+        arguments["pooling_method"] = cfg.video.pooling_method
+    kind = ("Image" if cfg.data.type == "image" else "Video") + ("Triplet" if cfg.loss.name == "triplet" else "Softmax")
+    engine = with_privacy(getattr(toolbox.engine, f"{kind}Engine"))(
+        manager,
+        model,
+        components=build_components(cfg),
+        amp=cfg.train.amp,
+        exclude_same_camera=cfg.test.exclude_same_camera,
+        **arguments,
+    )
+    if cfg.model.resume:
+        cfg.train.start_epoch = resume(engine, cfg.model.resume)
+        print(f"Continuing from '{cfg.model.resume}' after epoch {cfg.train.start_epoch}")
+    return engine
+
+
+def engine_run_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of torchreid's ``engine.run``."""
+    return {
+        "save_dir": cfg.data.save_dir,
+        "max_epoch": cfg.train.max_epoch,
+        "start_epoch": cfg.train.start_epoch,
+        "fixbase_epoch": cfg.train.fixbase_epoch,
+        "open_layers": cfg.train.open_layers,
+        "start_eval": cfg.test.start_eval,
+        "eval_freq": cfg.test.eval_freq,
+        "test_only": cfg.test.evaluate,
+        "print_freq": cfg.train.print_freq,
+        "dist_metric": cfg.test.dist_metric,
+        "normalize_feature": cfg.test.normalize_feature,
+        "visrank": cfg.test.visrank,
+        "visrank_topk": cfg.test.visrank_topk,
+        "use_metric_cuhk03": cfg.cuhk03.use_metric_cuhk03,
+        "ranks": cfg.test.ranks,
+        "rerank": cfg.test.rerank,
+    }
+
+
+def _check_data(cfg: CfgNode, manager: Any) -> None:
+    trainset = manager.train_loader.dataset
+    check_files(trainset.train)
+    if not cfg.test.evaluate and len(manager.train_loader) == 0:
+        raise DataError(
+            f"the training split has {len(trainset)} items, fewer than a batch of {cfg.train.batch_size}: nothing would "
+            f"be trained. Append: train.batch_size {max(2, len(trainset) // 2)}"
+        )
+    for name, items in manager.test_dataset.items():
+        check_files([*items["query"], *items["gallery"]])
+        warning = check_queries(
+            items["query"], items["gallery"], name, exclude_same_camera=cfg.test.exclude_same_camera
+        )
+        if warning:
+            _log.warning(warning)
+        if cfg.privacy.gallery.enabled and cfg.privacy.gallery.transform != "none":
+            check_people_disjoint_from_gallery(trainset.train, [*items["query"], *items["gallery"]], name)
+
+
+def _check_writable(folder: str) -> None:
+    """Make the folder (it is where torchreid writes next) and check that a file can be written in it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"data.save_dir '{folder}' cannot be written ({error.strerror}). Append: data.save_dir FOLDER"
+        ) from error
+
+
+def _scheduler_maker(cfg: CfgNode) -> Callable[[torch.optim.Optimizer], Any]:
+    return lambda optimizer: toolbox.optim.build_lr_scheduler(optimizer, **_scheduler_arguments(cfg))
+
+
+def _build_sampler(cfg: CfgNode, items: list[Any]) -> Any:
+    return toolbox.submodule("data.sampler").build_train_sampler(
+        items,
+        cfg.sampler.train_sampler,
+        batch_size=cfg.train.batch_size,
+        num_instances=cfg.sampler.num_instances,
+        num_cams=cfg.sampler.num_cams,
+        num_datasets=cfg.sampler.num_datasets,
+    )
+
+
+def _data_arguments(cfg: CfgNode) -> dict[str, Any]:
+    return {
+        "root": cfg.data.root,
+        "sources": list(cfg.data.sources),
+        "targets": list(cfg.data.targets),
+        "height": cfg.data.height,
+        "width": cfg.data.width,
+        "transforms": list(cfg.data.transforms),
+        "norm_mean": list(cfg.data.norm_mean),
+        "norm_std": list(cfg.data.norm_std),
+        "use_gpu": cfg.use_gpu,
+        "split_id": cfg.data.split_id,
+        "combineall": cfg.data.combineall,
+        "batch_size_train": cfg.train.batch_size,
+        "batch_size_test": cfg.test.batch_size,
+        "workers": cfg.data.workers,
+        "num_instances": cfg.sampler.num_instances,
+        "num_cams": cfg.sampler.num_cams,
+        "num_datasets": cfg.sampler.num_datasets,
+        "train_sampler": cfg.sampler.train_sampler,
+    }
+
+
+def _image_data_arguments(cfg: CfgNode) -> dict[str, Any]:
+    return {
+        **_data_arguments(cfg),
+        "k_tfm": cfg.data.k_tfm,
+        "load_train_targets": cfg.data.load_train_targets,
+        "train_sampler_t": cfg.sampler.train_sampler_t,
+        "cuhk03_labeled": cfg.cuhk03.labeled_images,
+        "cuhk03_classic_split": cfg.cuhk03.classic_split,
+        "market1501_500k": cfg.market1501.use_500k_distractors,
+    }
+
+
+def _video_data_arguments(cfg: CfgNode) -> dict[str, Any]:
+    return {**_data_arguments(cfg), "seq_len": cfg.video.seq_len, "sample_method": cfg.video.sample_method}
+
+
+def _optimizer_arguments(cfg: CfgNode) -> dict[str, Any]:
+    return {
+        "optim": cfg.train.optim,
+        "lr": cfg.train.lr,
+        "weight_decay": cfg.train.weight_decay,
+        "momentum": cfg.sgd.momentum,
+        "sgd_dampening": cfg.sgd.dampening,
+        "sgd_nesterov": cfg.sgd.nesterov,
+        "rmsprop_alpha": cfg.rmsprop.alpha,
+        "adam_beta1": cfg.adam.beta1,
+        "adam_beta2": cfg.adam.beta2,
+        "staged_lr": cfg.train.staged_lr,
+        "new_layers": cfg.train.new_layers,
+        "base_lr_mult": cfg.train.base_lr_mult,
+    }
+
+
+def _scheduler_arguments(cfg: CfgNode) -> dict[str, Any]:
+    return {
+        "lr_scheduler": cfg.train.lr_scheduler,
+        "stepsize": cfg.train.stepsize,
+        "gamma": cfg.train.gamma,
+        "max_epoch": cfg.train.max_epoch,
+    }

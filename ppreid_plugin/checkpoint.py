@@ -1,0 +1,147 @@
+"""Checkpoints: loading them safely (weights only) and continuing from them, privacy modules included."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .features import unwrap
+
+# rank1 of checkpoints that torchreid wrote is a numpy scalar, under numpy 1 with the module's former name
+_NUMPY_SCALARS = [
+    np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar,
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+]
+_CLASSIFIER = re.compile(r"(^|\.)classifier(\.|$|\d|_)|^fc\.|^last_linear")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that does not fit; the message names the file, what differs and the fix."""
+
+
+def load_checkpoint(path: str | Path, *, option: str = "model.load_weights") -> dict[str, Any]:
+    """Load a checkpoint or a bare state dict, on the CPU, without running code from the file.
+
+    Args:
+        path: the file; checkpoints written by stock torchreid (numpy scalars in them) load too.
+        option: config key to name in errors.
+
+    Returns:
+        A dict with at least ``state_dict`` (``module.`` of DataParallel removed).
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: no torch file, or one that holds more than weights and numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{option} is '{path}', which does not exist. Give a file, or zoo:NAME for torchreid's.")
+    scalar = _NUMPY_SCALARS[0]
+    safe = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), *_NUMPY_SCALARS[1:]]
+    try:
+        with torch.serialization.safe_globals(safe):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{option} '{path}' cannot be loaded as weights ({reason[:160]}). Give a checkpoint written by torchreid, "
+            "ppreid_plugin or torch.save(model.state_dict())."
+        ) from error
+    checkpoint = loaded if isinstance(loaded, dict) and "state_dict" in loaded else {"state_dict": loaded}
+    state = checkpoint["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CheckpointError(f"{option} '{path}' holds no state dict. Save one with torch.save(model.state_dict()).")
+    checkpoint["state_dict"] = {key.removeprefix("module."): value for key, value in state.items()}
+    return checkpoint
+
+
+def load_weights(model: nn.Module, path: str | Path, *, model_name: str = "the model") -> list[str]:
+    """Load pretrained weights into ``model``; a classifier for other people is left as it was initialized.
+
+    Returns:
+        Names of the parameters that were not loaded (all of the classifier).
+
+    Raises:
+        FileNotFoundError, CheckpointError: no such file, or weights of another model (what differs is named).
+    """
+    state = load_checkpoint(path)["state_dict"]
+    own = unwrap(model).state_dict()
+    fits = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    # a bookkeeping counter that weights saved by old torch lack
+    missing = [key for key in own if key not in fits and not key.endswith("num_batches_tracked")]
+    wrong = [key for key in missing if not _CLASSIFIER.search(key)]
+    if wrong:
+        shown = ", ".join(f"{key} {_shape(own, key)} (file: {_shape(state, key)})" for key in wrong[:3])
+        raise CheckpointError(
+            f"model.load_weights '{path}' holds weights of another model than {model_name}: {len(wrong)} of {len(own)} "
+            f"tensors differ, such as {shown}. Set model.name to the model that the file was trained with."
+        )
+    unwrap(model).load_state_dict(fits, strict=False)
+    return missing
+
+
+def resume(engine: Any, path: str | Path) -> int:
+    """Continue from a checkpoint ``SAVE_DIR/model/model.pth.tar-N``: model, optimizer, scheduler, privacy modules.
+
+    Args:
+        engine: an engine made by ``with_privacy``; every registered module is loaded from its own folder.
+        path: the checkpoint of the model.
+
+    Returns:
+        The epoch to start from (N).
+
+    Raises:
+        FileNotFoundError: the checkpoint, or that of a privacy module, is missing.
+        CheckpointError: another model, another number of people, or no training state in the file.
+    """
+    path = Path(path)
+    loaded: dict[str, dict[str, Any]] = {}
+    for name in engine.get_model_names():
+        file = path if name == "model" else path.parent.parent / name / path.name
+        if name != "model" and not file.is_file():
+            raise FileNotFoundError(
+                f"model.resume: the module '{name}' has no checkpoint at '{file}'. Continue with the components that "
+                "the run was started with, or start from the weights alone: model.load_weights."
+            )
+        loaded[name] = load_checkpoint(file, option="model.resume")
+        _check_fits(loaded[name], unwrap(engine._models[name]), file)
+    for name, checkpoint in loaded.items():
+        unwrap(engine._models[name]).load_state_dict(checkpoint["state_dict"])
+        engine._optims[name].load_state_dict(checkpoint["optimizer"])
+        engine._scheds[name].load_state_dict(checkpoint["scheduler"])
+    best = path.parent.parent / "best.json"
+    if best.is_file():
+        engine.best = json.loads(best.read_text(encoding="utf-8"))
+    return int(loaded["model"]["epoch"])
+
+
+def _check_fits(checkpoint: dict[str, Any], module: nn.Module, file: Path) -> None:
+    absent = [key for key in ("epoch", "optimizer", "scheduler") if key not in checkpoint]
+    if absent:
+        raise CheckpointError(
+            f"model.resume '{file}' has no {', '.join(absent)}, so training cannot continue from it. "
+            "Use it as weights to start from: model.load_weights."
+        )
+    own, state = module.state_dict(), checkpoint["state_dict"]
+    differs = [key for key in own.keys() | state.keys() if _shape(own, key) != _shape(state, key)]
+    if differs:
+        shown = ", ".join(f"{key} {_shape(own, key)} (file: {_shape(state, key)})" for key in sorted(differs)[:3])
+        only_classifier = all(_CLASSIFIER.search(key) for key in differs)
+        what = "another number of training people" if only_classifier else "another model"
+        raise CheckpointError(
+            f"model.resume '{file}' is a checkpoint of {what}: {shown}. Continue with the same model.name and "
+            "data.sources, or start from the weights alone: model.load_weights."
+        )
+
+
+def _shape(state: dict[str, Any], key: str) -> str:
+    return str(tuple(state[key].shape)) if key in state else "absent"

@@ -1,0 +1,203 @@
+"""Command lines: torchreid's flags, options after them, one-line errors and a log beside the console.
+
+The tools in ``tools/`` are thin: parse, build, call the package, print.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from yacs.config import CfgNode
+
+from . import build
+from .config import ConfigError, describe_options, get_default_config, is_config_key, merge_file, merge_options
+from .data.csv_dataset import register_csv_dataset
+from .registry import closest
+from .report.record import environment, result_to_dict, write_json
+
+# what a user can cause and mend; anything else is a bug and keeps its traceback
+USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, AssertionError)
+
+_SINGLE_VALUE_FLAGS = ("--config-file", "--root", "--dataset")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults of the flags, and the list of keys as it is."""
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """Parser of ``tools/train.py``: torchreid's flags and ours."""
+    parser = argparse.ArgumentParser(
+        description="Train or test a person re-identification model with torchreid, with privacy options.",
+        epilog="Options are KEY VALUE pairs after the flags, such as: train.max_epoch 60 privacy.deid.enabled True\n\n"
+        "Keys, what they do [default]:\n" + describe_options(),
+        formatter_class=_HelpFormatter,
+    )
+    parser.add_argument("--config-file", default="", help="YAML file: torchreid's own, or one with a privacy block")
+    parser.add_argument("-s", "--sources", nargs="+", help="source data sets (train)")
+    parser.add_argument("-t", "--targets", nargs="+", help="target data sets (test)")
+    parser.add_argument("--transforms", nargs="+", help="augmentation of the training images")
+    parser.add_argument("--root", default="", help="folder that holds the data sets")
+    parser.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="NAME=FILE.csv",
+        help="own data: CSV with columns path, pid, camid, split (train, query or gallery); then -s NAME -t NAME",
+    )
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast of the model's forward pass")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def split_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate flags from KEY VALUE options: the first known key starts them, also right after a ``+`` flag.
+
+    Example:
+        >>> split_options(["--transforms", "random_flip", "model.pretrained", "False", "--root", "data"])
+        (['--transforms', 'random_flip', '--root', 'data'], ['model.pretrained', 'False'])
+    """
+    flags: list[str] = []
+    options: list[str] = []
+    index = 0
+    while index < len(argv):
+        is_value = bool(flags) and flags[-1] in _SINGLE_VALUE_FLAGS
+        if is_config_key(argv[index]) and not is_value:
+            options.extend(argv[index : index + 2])
+            index += 2
+        else:
+            flags.append(argv[index])
+            index += 1
+    return flags, options
+
+
+def parse_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[CfgNode, argparse.Namespace]:
+    """Parse flags and options into a configuration: defaults, then YAML, then flags, then options.
+
+    Raises:
+        ValueError, OSError: as the configuration and the data sets say.
+    """
+    flags, options = split_options(argv)
+    args, rest = parser.parse_known_args(flags)
+    if rest:
+        raise ConfigError(
+            f"'{rest[0]}' is neither a flag nor a configuration key.{_hint(rest[0])} --help lists all flags and keys."
+        )
+    cfg = get_default_config()
+    cfg.use_gpu = torch.cuda.is_available()
+    if args.config_file:
+        merge_file(cfg, args.config_file)
+    for spec in args.dataset:
+        register_csv_dataset(spec)
+    for flag, key in (("sources", "sources"), ("targets", "targets"), ("transforms", "transforms"), ("root", "root")):
+        if getattr(args, flag):
+            cfg.data[key] = getattr(args, flag)
+    merge_options(cfg, options)
+    cfg.train.amp = cfg.train.amp or args.amp
+    cfg.use_gpu = cfg.use_gpu and torch.cuda.is_available()
+    return cfg, args
+
+
+def train(argv: Sequence[str]) -> dict[str, Any]:
+    """Train or test as the command line says; return the record that is also written to ``save_dir/metrics.json``."""
+    cfg, _ = parse_config(train_parser(), argv)
+    build.check(cfg)
+    start = time.time()
+    name = "test" if cfg.test.evaluate else "train"
+    log = Path(cfg.data.save_dir) / f"{name}.log-{time.strftime('%Y-%m-%d-%H-%M-%S')}"
+    with tee(log):
+        print(f"Configuration\n{cfg}\n")
+        device = "cuda" if cfg.use_gpu else "cpu"
+        print("Environment: " + ", ".join(f"{key} {value}" for key, value in environment(device).items()))
+        engine = build.build_engine(cfg)
+        engine.run(**build.engine_run_arguments(cfg))
+        record = {
+            "command": ["tools/train.py", *argv],
+            "targets": {target: result_to_dict(result) for target, result in engine.results.items()},
+            "chosen_on": "validation people" if engine.best else "nothing: the last epoch",
+            "best": engine.best,
+            "seed": cfg.train.seed,
+            "seconds": round(time.time() - start, 1),
+            "environment": environment(device),
+        }
+        path = Path(cfg.data.save_dir) / "metrics.json"
+        write_json(record, path)
+        if not engine.best and not cfg.test.evaluate and cfg.train.max_epoch:
+            print("No validation people: figures on the test gallery choose nothing, the last checkpoint is the result.")
+        print(f"Figures written to '{path}'")
+    return record
+
+
+def run(main: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0 done, 2 a user's error (one line), 130 interrupted.
+
+    Args:
+        main: takes the arguments after the program's name.
+        argv: these arguments; None takes the process's.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    try:
+        main(arguments)
+    except USER_ERRORS as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"Error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def one_line(error: BaseException) -> str:
+    """Message of an error on one line; of one that a loader worker raised, the worker's own message."""
+    text = str(error)
+    worker = re.search(r"Original Traceback.*\n[\w.]+: (.*)", text, re.DOTALL)
+    return " ".join((worker.group(1) if worker else text).split()) or type(error).__name__
+
+
+@contextmanager
+def tee(path: Path) -> Iterator[None]:
+    """Write what is printed inside the block to ``path`` too."""
+    console = sys.stdout
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as log:
+        sys.stdout = _Tee(console, log)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            sys.stdout = console
+
+
+class _Tee:
+    def __init__(self, console: TextIO, log: TextIO) -> None:
+        self.console = console
+        self.log = log
+
+    def write(self, text: str) -> int:
+        self.log.write(text)
+        return self.console.write(text)
+
+    def flush(self) -> None:
+        self.console.flush()
+        self.log.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.console, name)
+
+
+def _hint(word: str) -> str:
+    from .config import OPTIONS
+
+    return closest(word, list(OPTIONS))

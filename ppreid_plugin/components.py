@@ -1,0 +1,119 @@
+"""Components: the privacy parts that an engine carries.
+
+A component owns its modules, optimizers and schedulers, contributes weighted terms to the encoder's loss, and may take
+a step of its own after the encoder's. The engine (`ppreid_plugin.with_privacy`) calls it; nothing here knows torchreid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a component may know when the engine builds it.
+
+    Attributes:
+        feature_dim: dimension d of the encoder's feature.
+        feature_map_shape: (C, h, w) of the last feature map, or None.
+        num_classes: number of training people.
+        height, width: input size in pixels.
+        norm_mean, norm_std: the normalization of the images, per RGB channel.
+        device: where the encoder lives.
+        components: all components of the engine, in order.
+    """
+
+    feature_dim: int
+    feature_map_shape: tuple[int, ...] | None
+    num_classes: int
+    height: int
+    width: int
+    norm_mean: tuple[float, ...]
+    norm_std: tuple[float, ...]
+    device: torch.device
+    components: tuple[Component, ...]
+
+    def find(self, kind: type[Any]) -> Any:
+        """Return the first component of that class, or None."""
+        return next((component for component in self.components if isinstance(component, kind)), None)
+
+
+@dataclass
+class Batch:
+    """One training batch as the encoder saw it.
+
+    Attributes:
+        images: (B, 3, H, W), RGB in [0, 1] (torchreid's normalization undone), on the encoder's device.
+        pids: (B,), training labels.
+        features: (B, d) with the graph of torchreid's own forward pass.
+        feature_map: (B, C, h, w) with its graph, or None.
+        progress: share of the training that is done, in [0, 1].
+        data: torchreid's batch dict (camid, impath, ...).
+    """
+
+    images: Tensor
+    pids: Tensor
+    features: Tensor
+    feature_map: Tensor | None
+    progress: float
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class Trainable(NamedTuple):
+    """A module with its optimizer and (maybe) scheduler, to be saved and switched by torchreid's engine."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Any = None
+
+
+class Component:
+    """Base class of privacy parts. Override what is needed; a component that does nothing is allowed.
+
+    Order of the calls in a training step: `loss_terms` during the engine's ``compute_loss`` (their sum is added to the
+    encoder's loss), `start_step` just before, `finish_step` after torchreid's backward pass and optimizer step.
+    """
+
+    def build(self, context: Context) -> None:
+        """Make the modules. Called once, when the engine is constructed."""
+
+    def trainables(self) -> dict[str, Trainable]:
+        """Modules by name: torchreid saves each under ``save_dir/<name>``."""
+        return {}
+
+    def loss_terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted terms of the encoder's loss, each a scalar with a graph, by the name it is logged under."""
+        return {}
+
+    def finish_step(self, batch: Batch) -> dict[str, float]:
+        """Take the component's own step; the returned figures are logged."""
+        return {}
+
+    @property
+    def trains(self) -> bool:
+        """Whether the component takes part in training."""
+        return bool(self.trainables())
+
+
+@contextmanager
+def isolated_rng(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator inside the block and restore it: building parts must not move torchreid's draws."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def frozen(module: nn.Module, *inputs: Tensor) -> Tensor:
+    """Run ``module`` with its parameters detached: gradients reach the inputs, never the module.
+
+    Shape:
+        As ``module(*inputs)``.
+    """
+    state = {name: tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    return torch.func.functional_call(module, state, inputs)

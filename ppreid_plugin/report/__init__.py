@@ -1,0 +1,1 @@
+"""What comes out: run records, tables, figures."""

@@ -1,0 +1,102 @@
+"""Run records: the figures of a run as JSON, with everything needed to run it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import toolbox
+from ..evaluation import TargetResult
+
+
+def result_to_dict(result: TargetResult) -> dict[str, Any]:
+    """Figures of one target as fractions, JSON-ready: ``clean``, and ``protected`` with both protocols."""
+    figures: dict[str, Any] = {"clean": _ranking(result.clean)}
+    if result.protected is not None:
+        protected = result.protected
+        figures["protected"] = {
+            "anonymous": _ranking(protected.anonymous),
+            "enrolled": _enrolled(protected.enrolled),
+            "clean_enrolled": _enrolled(protected.clean_enrolled),
+            "person_epsilon": {"median_rows": protected.person_epsilon[0], "largest_rows": protected.person_epsilon[1]},
+            **protected.description,
+        }
+    return figures
+
+
+def environment(device: str) -> dict[str, str]:
+    """Versions and machine kind; no host name, user or path."""
+    return {
+        "torch": str(torch.__version__),
+        "torchreid": toolbox.version(),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {os.cpu_count()} cores",
+        "commit": _commit(),
+    }
+
+
+def write_json(record: dict[str, Any], path: str | Path) -> None:
+    """Write a record atomically: a temporary file beside it, then a rename. NaN and infinity are written as null."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    text = json.dumps(_plain(record), indent=2, allow_nan=False) + "\n"
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def _ranking(result: Any) -> dict[str, Any]:
+    return {
+        "rank1": result.rank1,
+        "mAP": result.mAP,
+        "mINP": result.mINP,
+        "cmc": [float(value) for value in result.cmc[:20]],
+        "num_valid_queries": result.num_valid_queries,
+    }
+
+
+def _enrolled(result: Any) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    return {field.name: getattr(result, field.name) for field in dataclasses.fields(result) if field.name != "cmc"} | {
+        "rank1": result.rank1
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (np.generic,)):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def _commit() -> str:
+    """Commit of the checkout that the package runs from, or ``unknown``."""
+    try:
+        found = subprocess.run(  # noqa: S603
+            ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()

@@ -1,0 +1,180 @@
+"""The De-ID decoder component: it learns to reproduce T(x) from the feature, in the encoder's own backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..components import Batch, Component, Context, Trainable, frozen, isolated_rng
+from .decoder import DECODERS, Decoder
+from .deid import build_deid_target, parse_deid_targets
+
+_INPUTS = ("feature", "feature_map")
+
+
+class DeIDLoss(nn.Module):
+    r"""Distance between a decoded image and its de-identified target.
+
+    .. math:: L = \frac{1}{BCHW} \sum (\hat x - T(x))^2   \quad\text{(``mse``; our choice, the paper names no norm)}
+
+    Args:
+        kind: ``mse`` (default) or ``l1``.
+
+    Shape:
+        decoded, target: (B, C, H, W), in [0, 1]: undo the ImageNet normalization first. Output: scalar, 0 = equal.
+
+    Raises:
+        ValueError: unknown ``kind``, or shapes that differ.
+
+    Source:
+        Kansal, Wong, Kankanhalli, WACV 2024 (De-ID decoder).
+
+    Example:
+        >>> DeIDLoss()(torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2))
+        tensor(1.)
+    """
+
+    def __init__(self, kind: str = "mse") -> None:
+        super().__init__()
+        if kind not in ("mse", "l1"):
+            raise ValueError(f"De-ID loss is {kind!r}; allowed: l1, mse.")
+        self.kind = kind
+
+    def forward(self, decoded: Tensor, target: Tensor) -> Tensor:
+        """Mean distance over the batch."""
+        if decoded.shape != target.shape:
+            raise ValueError(f"decoded has shape {tuple(decoded.shape)}, target {tuple(target.shape)}; must be equal.")
+        return F.mse_loss(decoded, target) if self.kind == "mse" else F.l1_loss(decoded, target)
+
+
+class DeIDDecoder(Component):
+    """Trains a decoder from the feature to the de-identified image, and the encoder with it.
+
+    The decoder's parameters receive gradients from the De-ID loss only; whoever else reads the reconstruction (an
+    adversary) goes through `decode_frozen`.
+
+    Args:
+        targets: a name, ``"pixelate:1.0,blur:0.5"``, or names with weights; each target has 3 output channels.
+        weight: factor on the loss in the encoder's objective. At 0 the decoder still learns (from frozen features).
+        loss: ``mse`` or ``l1``.
+        decoder: registered network.
+        input: ``feature`` or ``feature_map``.
+        height, width: size of the decoded image in pixels; targets are made at full size and averaged down to it.
+        lr: learning rate of the decoder (Adam).
+        options: arguments of targets and decoder network (``blocks``, ``sigma``, ...).
+        make_scheduler: makes a learning rate scheduler from the optimizer, stepped once an epoch.
+        seed: seed of the decoder's initial weights.
+
+    Raises:
+        ValueError: an unknown name, a negative weight, an option that no part takes.
+    """
+
+    name = "deid_decoder"
+
+    def __init__(
+        self,
+        targets: str | Mapping[str, float] = "pixelate",
+        *,
+        weight: float = 1.0,
+        loss: str = "mse",
+        decoder: str = "light",
+        input: str = "feature",
+        height: int = 64,
+        width: int = 32,
+        lr: float = 1e-3,
+        options: Mapping[str, Any] | None = None,
+        make_scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+        seed: int = 1,
+    ) -> None:
+        if input not in _INPUTS:
+            raise ValueError(f"De-ID decoder input is {input!r}; allowed: {', '.join(_INPUTS)}.")
+        if not weight >= 0:
+            raise ValueError(f"De-ID weight is {weight}, must be >= 0.")
+        self.target_weights = parse_deid_targets(targets) if isinstance(targets, str) else dict(targets)
+        self.targets = {name: build_deid_target(name, **dict(options or {})) for name in self.target_weights}
+        self.weight = weight
+        self.loss = DeIDLoss(loss)
+        self.decoder_name = decoder
+        self.input = input
+        self.height, self.width = height, width
+        self.lr = lr
+        self.make_scheduler = make_scheduler
+        self.seed = seed
+        DECODERS.get(decoder, key="privacy.deid.decoder")
+        self.network: Decoder | None = None
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the reconstruction: 3 for each target."""
+        return 3 * len(self.targets)
+
+    def build(self, context: Context) -> None:
+        """Make the decoder network for the encoder's feature."""
+        if self.input == "feature_map" and context.feature_map_shape is None:
+            raise ValueError(
+                "privacy.deid.input is 'feature_map', but this model has no pooling layer whose input could be read. "
+                "Use privacy.deid.input feature."
+            )
+        shape = context.feature_map_shape if self.input == "feature_map" else (context.feature_dim,)
+        with isolated_rng(self.seed):
+            self.network = DECODERS.get(self.decoder_name)(shape, self.out_channels, self.height, self.width)
+        self.network.to(context.device)
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.lr)
+        scheduler = self.make_scheduler(optimizer) if self.make_scheduler else None
+        self._trainable = Trainable(self.network, optimizer, scheduler)
+
+    def trainables(self) -> dict[str, Trainable]:
+        """The decoder network."""
+        return {self.name: self._trainable}
+
+    def deidentify(self, images: Tensor) -> Tensor:
+        """Return the targets T(x), shape (B, 3 * targets, height, width), for images (B, 3, H, W) in [0, 1]."""
+        size = (self.height, self.width)
+        made = [target(images) for target in self.targets.values()]
+        return torch.cat([m if m.shape[-2:] == size else F.interpolate(m, size=size, mode="area") for m in made], 1)
+
+    def decode_frozen(self, batch: Batch) -> Tensor:
+        """Reconstruction (B, 3 * targets, height, width) whose gradient reaches the encoder, not the decoder."""
+        return frozen(self._network, self._input_of(batch))
+
+    @torch.no_grad()
+    def decode(self, features: Tensor) -> Tensor:
+        """Reconstruct features (n, d) (or maps) into images (n, 3 * targets, height, width), without a graph."""
+        return self._network(features)
+
+    def loss_terms(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted De-ID loss, which trains encoder and decoder together."""
+        for parameter in self._network.parameters():
+            parameter.grad = None
+        with torch.no_grad():
+            target = self.deidentify(batch.images)
+        inputs = self._input_of(batch)
+        decoded = self._network(inputs if self.weight > 0 else inputs.detach())
+        shares = zip(decoded.split(3, 1), target.split(3, 1), self.target_weights.values(), strict=True)
+        loss = torch.stack([weight * self.loss(image, wanted) for image, wanted, weight in shares]).sum()
+        self._figures = {"loss_deid": float(loss.detach())}
+        # at weight 0 the decoder alone learns, at full strength: a probe of what the features hold
+        return {"loss_deid": self.weight * loss if self.weight > 0 else loss}
+
+    def finish_step(self, batch: Batch) -> dict[str, float]:
+        """Step the decoder with the gradients of the joint backward pass."""
+        # the joint objective scales the decoder's gradient by `weight` too; Adam's step does not depend on that scale
+        self._trainable.optimizer.step()
+        return self._figures
+
+    @property
+    def _network(self) -> Decoder:
+        if self.network is None:
+            raise RuntimeError("the De-ID decoder has no network yet: give it to an engine, or call build(context).")
+        return self.network
+
+    def _input_of(self, batch: Batch) -> Tensor:
+        if self.input == "feature":
+            return batch.features
+        if batch.feature_map is None:
+            raise RuntimeError("the engine passed no feature map.")
+        return batch.feature_map

@@ -1,0 +1,493 @@
+"""The engine against torchreid's own: same losses and figures without components, exact terms with them."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ppreid_plugin import Component, DeIDDecoder, DPGallery, IdentityAdversary, build, with_privacy
+from ppreid_plugin.components import Trainable
+from ppreid_plugin.data.validation import VALIDATION
+from ppreid_plugin.dp import gaussian_delta
+from ppreid_plugin.evaluation import extract
+from ppreid_plugin.features import FeatureTap, unwrap
+from ppreid_plugin.retrieval import evaluate
+from ppreid_plugin.toolbox import data as torchreid_data
+from ppreid_plugin.toolbox import engine as torchreid_engine
+from ppreid_plugin.toolbox import metrics, models, optim, utils
+
+TRIPLET = ("loss.name", "triplet", "sampler.train_sampler", "RandomIdentitySampler", "loss.triplet.weight_x", "0.5")
+
+
+def record_losses(engine):
+    """Keep every summary that forward_backward returns, first in the list that is returned."""
+    seen = []
+    step = engine.forward_backward
+
+    def recording(data):
+        summary = step(data)
+        seen.append(dict(summary))
+        return summary
+
+    engine.forward_backward = recording
+    return seen
+
+
+def stock_engine(cfg, engine_class, **arguments):
+    """What torchreid's own main script builds for this configuration, in its order."""
+    utils.set_random_seed(cfg.train.seed)
+    manager = torchreid_data.ImageDataManager(**build._image_data_arguments(cfg))
+    model = models.build_model(
+        cfg.model.name, num_classes=manager.num_train_pids, loss=cfg.loss.name, pretrained=False, use_gpu=False
+    )
+    utils.compute_model_complexity(model, (1, 3, cfg.data.height, cfg.data.width))
+    optimizer = optim.build_optimizer(model, **build._optimizer_arguments(cfg))
+    scheduler = optim.build_lr_scheduler(optimizer, **build._scheduler_arguments(cfg))
+    return engine_class(manager, model, optimizer, scheduler=scheduler, use_gpu=False, **arguments)
+
+
+@pytest.mark.parametrize("options", [(), TRIPLET], ids=["softmax", "triplet"])
+def test_without_components_it_is_torchreid(make_cfg, make_engine, run_engine, monkeypatch, options):
+    options = (*options, "train.max_epoch", 2, "test.eval_freq", 1, "train.fixbase_epoch", 1)
+    cfg = make_cfg(*options)
+    arguments = {"label_smooth": True}
+    engine_class = torchreid_engine.ImageSoftmaxEngine
+    if options[1] == "triplet":
+        arguments |= {"margin": 0.3, "weight_t": 1.0, "weight_x": 0.5}
+        engine_class = torchreid_engine.ImageTripletEngine
+    stock = stock_engine(cfg, engine_class, **arguments)
+    stock_losses, figures = record_losses(stock), []
+    own_evaluate_rank = metrics.evaluate_rank
+
+    def keep(*args, **kwargs):
+        cmc, mAP = own_evaluate_rank(*args, **kwargs)
+        figures.append((cmc[0], mAP))
+        return cmc, mAP
+
+    monkeypatch.setattr(metrics, "evaluate_rank", keep)
+    monkeypatch.setattr(stock, "save_model", lambda *args, **kwargs: None)
+    stock.run(**build.engine_run_arguments(cfg))
+    monkeypatch.undo()
+
+    engine = make_engine(*options)
+    losses = record_losses(engine)
+    run_engine(engine)
+
+    assert len(losses) == len(stock_losses) > 2
+    assert losses == stock_losses
+    clean = engine.results["synthetic_pedestrians"].clean
+    assert clean.rank1 == pytest.approx(float(figures[-1][0]), abs=1e-6)
+    assert clean.mAP == pytest.approx(float(figures[-1][1]), abs=1e-6)
+    for name, tensor in stock.model.state_dict().items():
+        assert torch.equal(tensor, engine.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("name", ["osnet_x0_25", "mobilenetv2_x1_0", "resnet18", "squeezenet1_0", "shufflenet"])
+def test_the_tap_sees_exactly_the_triplet_feature(name):
+    model = models.build_model(name, num_classes=5, loss="triplet", pretrained=False).train()
+    tap = FeatureTap(model)
+    with tap.armed():
+        _, features = model(torch.randn(4, 3, 128, 64))
+        assert torch.equal(tap.feature(), features)
+        assert tap.feature().grad_fn is not None
+    with pytest.raises(ValueError, match="no feature passed"):
+        tap.feature()
+
+
+def test_the_tap_joins_replicas_in_batch_order_with_their_graph():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.classifier = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.classifier(x)
+
+    net = Net()
+    tap = FeatureTap(net)
+    cpu, other = torch.device("cpu"), torch.device("meta")
+    tap._devices = [cpu, other]
+    first, second = torch.ones(2, 3, requires_grad=True), torch.full((1, 3), 2.0, requires_grad=True)
+    with tap.armed():
+        # the second replica finishes first, as it may under DataParallel
+        tap._stored["feature"][other] = second
+        net(first)
+        joined = tap.feature()
+    assert joined.tolist() == [[1.0] * 3, [1.0] * 3, [2.0] * 3]
+    joined.sum().backward()
+    assert first.grad is not None
+    assert second.grad is not None
+
+
+@pytest.mark.parametrize("name", ["hacnn", "pcb_p6"])
+def test_models_without_a_single_classifier_are_refused_by_name(make_cfg, name):
+    with pytest.raises(ValueError, match=f"model.name is '{name}'.*Choose another model"):
+        build.check(make_cfg("model.name", name, "privacy.deid.enabled", True))
+    build.check(make_cfg("model.name", name))  # without suppression it is torchreid's own business
+
+
+class Quadratic(Component):
+    """A component whose term has a known gradient: weight * mean of the squared features."""
+
+    def __init__(self, weight=1.0):
+        self.weight = weight
+        self.batches = []
+
+    def loss_terms(self, batch):
+        self.batches.append(batch)
+        return {"loss_quadratic": self.weight * batch.features.square().mean()}
+
+
+def gradients_of(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("weight_t", "weight_x"), [(0.5, 1.0), (0.25, 2.0), (0.0, 2.0), (0.3, 0.0)])
+def test_torchreids_loss_weights_never_scale_the_privacy_term(make_cfg, monkeypatch, weight_t, weight_x):
+    options = (*TRIPLET, "loss.triplet.weight_t", weight_t, "loss.triplet.weight_x", weight_x)
+    grads = []
+    for components in ([], [Quadratic(3.0)]):
+        monkeypatch.setattr(build, "build_components", lambda cfg, parts=components: parts)
+        engine = build.build_engine(make_cfg(*options))
+        monkeypatch.setattr(engine.optimizer, "step", lambda: None)
+        engine.max_epoch = 1
+        engine.set_model_mode("train")
+        batch = next(iter(engine.train_loader))
+        summary = engine.forward_backward(batch)
+        grads.append((gradients_of(engine.model), summary))
+    (plain, plain_summary), (private, private_summary) = grads
+
+    reference = build.build_engine(make_cfg(*options)).model
+    reference.train()
+    tap = FeatureTap(reference)
+    with tap.armed():
+        reference(batch["img"])
+        (3.0 * tap.feature().square().mean()).backward()
+    wanted = gradients_of(reference)
+
+    assert plain_summary == private_summary  # the term is not in torchreid's own logged losses
+    difference = torch.cat([(private[n] - plain.get(n, torch.zeros_like(private[n]))).flatten() for n in wanted])
+    gradient = torch.cat([gradient.flatten() for gradient in wanted.values()])
+    assert (difference - gradient).norm() <= 1e-4 * gradient.norm()
+
+
+def test_components_see_the_image_in_0_1_and_their_pids(make_cfg, monkeypatch):
+    part = Quadratic()
+    monkeypatch.setattr(build, "build_components", lambda cfg: [part])
+    engine = build.build_engine(make_cfg())
+    engine.max_epoch = 4
+    engine.epoch = 1
+    data = next(iter(engine.train_loader))
+    engine.batch_idx = 0
+    engine.set_model_mode("train")
+    engine.forward_backward(data)
+    batch = part.batches[0]
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    assert torch.allclose(batch.images, (data["img"] * std + mean).clamp(0, 1))
+    assert torch.equal(batch.pids, data["pid"])
+    assert batch.progress == pytest.approx(0.25)
+    assert batch.data is data
+
+
+def test_an_engine_that_bypasses_compute_loss_is_an_error(make_cfg):
+    class Silent(torchreid_engine.ImageSoftmaxEngine):
+        def forward_backward(self, data):
+            imgs, pids = self.parse_data_for_train(data)
+            return {"loss": self.criterion(self.model(imgs), pids).item()}
+
+    plain = build.build_engine(make_cfg())
+    engine = with_privacy(Silent)(
+        plain.datamanager, plain.model, plain.optimizer, use_gpu=False, components=[Quadratic()]
+    )
+    with pytest.raises(RuntimeError, match="never called compute_loss"):
+        engine.forward_backward(next(iter(engine.train_loader)))
+
+
+def test_a_model_built_for_another_loss_is_refused(make_cfg):
+    plain = build.build_engine(make_cfg())
+    model = models.build_model("osnet_x0_25", num_classes=8, loss="triplet", pretrained=False)
+    with pytest.raises(ValueError, match="loss='softmax', got one built with loss='triplet'"):
+        with_privacy(torchreid_engine.ImageSoftmaxEngine)(plain.datamanager, model, plain.optimizer, use_gpu=False)
+
+
+def test_one_line_integration_trains_with_scheduler_none_and_saves(make_cfg, tmp_path):
+    cfg = make_cfg()
+    manager = torchreid_data.ImageDataManager(**build._image_data_arguments(cfg))
+    model = models.build_model("osnet_x0_25", manager.num_train_pids, pretrained=False)
+    optimizer = optim.build_optimizer(model)
+    Engine = with_privacy(torchreid_engine.ImageSoftmaxEngine)
+    engine = Engine(
+        manager,
+        model,
+        optimizer=optimizer,
+        use_gpu=False,
+        components=[DeIDDecoder("pixelate"), IdentityAdversary(), DPGallery("gaussian", epsilon=8.0)],
+    )
+    engine.run(save_dir=str(tmp_path / "run"), max_epoch=1)
+    folders = {path.parent.name for path in (tmp_path / "run").glob("*/model.pth.tar-1")}
+    assert folders == {"model", "deid_decoder", "adversary_identity"}
+    result = engine.results["synthetic_pedestrians"]
+    assert result.protected.description["epsilon"] == 8.0
+    assert 0 <= result.protected.anonymous.rank1 <= 1
+
+
+def test_checkpoints_load_in_stock_torchreid_with_no_missing_or_unexpected_key(make_engine, run_engine, capsys):
+    engine = make_engine("privacy.deid.enabled", True, "privacy.adversary.enabled", True)
+    run_engine(engine)
+    path = f"{engine.cfg.data.save_dir}/model/model.pth.tar-1"
+    fresh = models.build_model("osnet_x0_25", engine.datamanager.num_train_pids, pretrained=False)
+    state = utils.load_checkpoint(path)["state_dict"]
+    missing, unexpected = fresh.load_state_dict(state, strict=True)
+    assert not missing
+    assert not unexpected
+    capsys.readouterr()
+    utils.load_pretrained_weights(fresh, path)
+    assert "discarded" not in capsys.readouterr().out
+    assert utils.resume_from_checkpoint(path, fresh, engine.optimizer, engine.scheduler) == 1
+
+
+def test_training_continues_as_if_it_had_not_stopped(make_engine, run_engine, tmp_path):
+    options = ("privacy.deid.enabled", True, "privacy.adversary.enabled", True, "train.stepsize", "[1]")
+    whole = make_engine(*options, "train.max_epoch", 1)
+    run_engine(whole)
+    folder = whole.cfg.data.save_dir
+    again = make_engine(*options, "train.max_epoch", 2, "model.resume", f"{folder}/model/model.pth.tar-1")
+    assert again.cfg.train.start_epoch == 1
+    for name in whole.get_model_names():
+        for key, value in whole._models[name].state_dict().items():
+            assert torch.equal(again._models[name].state_dict()[key], value), (name, key)
+        old, new = whole._optims[name].state_dict(), again._optims[name].state_dict()
+        assert old["param_groups"][0]["lr"] == new["param_groups"][0]["lr"]
+        first = next(iter(old["state"]))
+        assert torch.equal(old["state"][first]["exp_avg"], new["state"][first]["exp_avg"])
+        assert again._scheds[name].last_epoch == whole._scheds[name].last_epoch == 1
+    before = copy.deepcopy(again.components[0].network.state_dict())
+    run_engine(again)
+    assert any(not torch.equal(before[k], v) for k, v in again.components[0].network.state_dict().items())
+
+
+def test_resume_without_the_privacy_modules_names_the_missing_one(make_engine, run_engine):
+    engine = make_engine()
+    run_engine(engine)
+    path = f"{engine.cfg.data.save_dir}/model/model.pth.tar-1"
+    with pytest.raises(FileNotFoundError, match="'deid_decoder' has no checkpoint"):
+        make_engine("privacy.deid.enabled", True, "model.resume", path)
+
+
+def test_the_best_checkpoint_is_chosen_on_validation_people(make_engine, run_engine, monkeypatch):
+    engine = make_engine("privacy.validation.ids_fraction", 0.4, "train.max_epoch", 3, "test.eval_freq", 1)
+    assert list(engine.test_loader) == [VALIDATION, "synthetic_pedestrians"]
+    assert engine.datamanager.num_train_pids == engine.model.classifier.out_features == 5
+    wanted = iter([0.3, 0.9, 0.5])
+    own_test = engine.test
+
+    def test(*args, **kwargs):
+        rank1 = own_test(*args, **kwargs)
+        result = engine.results[VALIDATION].clean
+        object.__setattr__(result, "mAP", next(wanted))
+        object.__setattr__(engine.results["synthetic_pedestrians"].clean, "mAP", rank1)
+        return rank1
+
+    monkeypatch.setattr(engine, "test", test)
+    run_engine(engine)
+    folder = engine.cfg.data.save_dir
+    best = torch.load(f"{folder}/model/model-best.pth.tar", weights_only=True)
+    last = torch.load(f"{folder}/model/model-last.pth.tar", weights_only=True)
+    assert (best["epoch"], last["epoch"]) == (2, 3)
+    with open(f"{folder}/best.json") as stream:
+        assert json.load(stream) == {"epoch": 2, "mAP": 0.9}
+
+
+def test_research_noise_is_the_same_draw_each_time_and_never_moves_the_training(make_engine, run_engine):
+    gallery = ("privacy.gallery.enabled", True, "privacy.gallery.epsilon", 4)
+    engine = make_engine(*gallery, "train.max_epoch", 2, "test.eval_freq", 1)
+    losses = record_losses(engine)
+    run_engine(engine)
+    first = engine.results["synthetic_pedestrians"].protected.anonymous.mAP
+    engine.test()
+    assert engine.results["synthetic_pedestrians"].protected.anonymous.mAP == first
+
+    plain = make_engine("train.max_epoch", 2, "test.eval_freq", 1)
+    plain_losses = record_losses(plain)
+    run_engine(plain)
+    assert losses == plain_losses
+
+
+def test_with_next_to_no_noise_the_protected_figures_are_those_of_centered_rows(make_engine):
+    engine = make_engine("privacy.gallery.enabled", True, "privacy.gallery.epsilon", 1e7)
+    engine.test()
+    result = engine.results["synthetic_pedestrians"]
+    with torch.no_grad():
+        roles = {r: extract(engine, loader, r) for r, loader in engine.test_loader["synthetic_pedestrians"].items()}
+    query, gallery = (roles[r].with_features(engine.gallery.transform(roles[r].features)) for r in ("query", "gallery"))
+    labels = (query.pids, gallery.pids, query.camids, gallery.camids)
+    wanted = evaluate(query.features, gallery.features, *labels, metric="cosine")
+    assert result.protected.anonymous.mAP == pytest.approx(wanted.mAP, abs=0.01)
+    assert result.protected.anonymous.mAP != result.clean.mAP  # euclidean on raw features
+
+
+def test_person_level_epsilon_composes_over_the_rows_of_a_person(make_engine):
+    engine = make_engine("privacy.gallery.enabled", True, "privacy.gallery.epsilon", 4)
+    engine.test()
+    protected = engine.results["synthetic_pedestrians"].protected
+    mechanism = engine.gallery.mechanism
+    for rows, epsilon in zip(
+        (protected.enrolled.rows_median, protected.enrolled.rows_largest), protected.person_epsilon, strict=True
+    ):
+        # k rows of sensitivity D under noise sigma are one release of sensitivity sqrt(k) D
+        delta = gaussian_delta(mechanism.sigma, epsilon, math.sqrt(math.ceil(rows)) * mechanism.sensitivity)
+        assert delta == pytest.approx(mechanism.delta, rel=1e-6)
+    assert 4 < protected.person_epsilon[0] <= protected.person_epsilon[1]
+
+
+def test_nothing_of_the_gallery_reaches_the_public_transform(make_engine):
+    engine = make_engine("privacy.gallery.enabled", True)
+    gallery = engine.gallery
+    seen = []
+    own_fit = gallery.public_transform.fit
+    gallery.public_transform.fit = lambda features: seen.append(features.clone()) or own_fit(features)
+    engine.test()
+    assert len(seen) == 1
+    assert len(seen[0]) == len(engine.datamanager.train_loader.dataset.train)
+
+
+def test_the_printed_table_states_epsilon_a_person_beside_enrolled_figures(make_engine, capsys):
+    engine = make_engine("privacy.gallery.enabled", True, "privacy.gallery.epsilon", 8)
+    engine.test()
+    printed = capsys.readouterr().out
+    assert "sigma 1.2" in printed
+    assert "Research noise" in printed
+    enrolled = [line for line in printed.splitlines() if line.startswith("enrolled") and "protected" in line]
+    assert len(enrolled) == 1
+    assert "(median)" in enrolled[0]
+    assert "(largest)" in enrolled[0]
+
+
+def test_nan_features_are_named_by_image(make_engine):
+    engine = make_engine()
+    model = engine.model
+
+    class Broken(nn.Module):
+        def forward(self, images):
+            features = model(images)
+            features[1] = float("nan")
+            return features
+
+    engine.model = Broken()
+    engine.set_model_mode("eval")
+    with pytest.raises(ValueError, match=r"hold NaN or infinity, such as those of .*\.jpg"):
+        engine.test()
+
+
+def test_the_test_loaders_are_restored_after_a_failure(make_engine, monkeypatch):
+    engine = make_engine()
+    loaders, own = engine.test_loader, metrics.evaluate_rank
+
+    def fail(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(metrics, "compute_distance_matrix", fail)
+    with pytest.raises(KeyboardInterrupt):
+        engine.test()
+    assert engine.test_loader is loaders
+    assert metrics.evaluate_rank is own
+    assert not engine._replaying
+
+
+@pytest.mark.parametrize("option", [("test.rerank", True), ("test.visrank", True, "test.visrank_topk", 2)])
+def test_rerank_and_visrank_work_on_clean_and_protected_features(make_engine, run_engine, option):
+    engine = make_engine("test.evaluate", True, "privacy.gallery.enabled", True, *option)
+    run_engine(engine)
+    assert engine.results["synthetic_pedestrians"].protected is not None
+    if option[0] == "test.visrank":
+        folder = engine.cfg.data.save_dir
+        from pathlib import Path
+
+        pictures = {p.parent.relative_to(folder).as_posix() for p in Path(folder).rglob("*.jpg")}
+        assert pictures == {"visrank_synthetic_pedestrians", "protected/visrank_synthetic_pedestrians"}
+
+
+def test_amp_trains_in_bfloat16_and_evaluates_close_to_float32(make_engine, run_engine):
+    exact = make_engine("privacy.deid.enabled", True)
+    exact.test()
+    engine = make_engine("train.amp", True, "privacy.deid.enabled", True)
+    engine.test()
+    wanted = exact.results["synthetic_pedestrians"].clean.mAP
+    assert engine.results["synthetic_pedestrians"].clean.mAP == pytest.approx(wanted, abs=0.1)
+    kinds = []
+    handle = unwrap(engine.model).classifier.register_forward_hook(lambda m, i, o: kinds.append(o.dtype))
+    run_engine(engine)
+    handle.remove()
+    assert set(kinds) == {torch.bfloat16}
+    assert next(engine.model.parameters()).dtype == torch.float32
+
+
+def test_figures_are_in_tensorboard_under_names_of_their_own(make_engine, run_engine):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    engine = make_engine(
+        "privacy.deid.enabled", True, "privacy.adversary.enabled", True, "privacy.gallery.enabled", True
+    )
+    run_engine(engine)
+    events = EventAccumulator(engine.cfg.data.save_dir).Reload()
+    tags = set(events.Tags()["scalars"])
+    wanted = {"Train/loss", "Train/loss_deid", "Train/loss_adversary_identity", "Train/acc_adversary_identity"}
+    target = "Test/synthetic_pedestrians"
+    assert wanted | {f"{target}/rank1", f"{target}/protected_rank1", f"{target}/protected_mAP"} <= tags
+    result = engine.results["synthetic_pedestrians"]
+    (rank1,) = [event.value for event in events.Scalars(f"{target}/rank1")]
+    assert rank1 == pytest.approx(result.clean.rank1, abs=1e-6)
+
+
+class Tracklets(torchreid_data.VideoDataset):
+    """The generated pedestrians as tracklets: all images of a person in a camera."""
+
+    source = None
+
+    def __init__(self, root="", **kwargs):
+        kwargs.pop("split_id", None)
+
+        def group(items):
+            tracks = {}
+            for path, pid, camid, *_ in items:
+                tracks.setdefault((pid, camid), []).append(path)
+            return [(tuple(paths), pid, camid) for (pid, camid), paths in tracks.items()]
+
+        source = Tracklets.source
+        super().__init__(group(source.train), group(source.query), group(source.gallery), **kwargs)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "triplet"])
+def test_video_engines_train_and_protect_tracklets(make_engine, run_engine, pedestrians, loss):
+    from ppreid_plugin.data.pedestrians import SyntheticPedestrians
+    from ppreid_plugin.toolbox import video_datasets
+
+    Tracklets.source = SyntheticPedestrians(root=str(pedestrians), verbose=False)
+    if "tiny_tracklets" not in video_datasets():
+        torchreid_data.register_video_dataset("tiny_tracklets", Tracklets)
+    options = TRIPLET[:4] + ("sampler.num_instances", 2) if loss == "triplet" else ()
+    (pedestrians / "tiny_tracklets").mkdir(exist_ok=True)
+    engine = make_engine(
+        *options,
+        *("data.type", "video", "data.sources", ["tiny_tracklets"], "data.targets", ["tiny_tracklets"]),
+        *("video.seq_len", 2, "train.batch_size", 4, "privacy.deid.enabled", True),
+        *("privacy.adversary.enabled", True, "privacy.gallery.enabled", True),
+    )
+    losses = record_losses(engine)
+    run_engine(engine)
+    assert all(np.isfinite(value) for summary in losses for value in summary.values())
+    assert {"loss_deid", "acc_adversary_identity"} <= losses[0].keys()
+    assert engine.results["tiny_tracklets"].protected.anonymous.num_valid_queries > 0
+
+
+def test_an_extra_module_without_optimizer_is_saved_too(make_engine, run_engine, tmp_path):
+    engine = make_engine("train.max_epoch", 1)
+    engine.register_model("extra", *Trainable(nn.Linear(2, 2), None))
+    run_engine(engine)
+    saved = torch.load(f"{engine.cfg.data.save_dir}/extra/model.pth.tar-1", weights_only=True)
+    assert saved["state_dict"].keys() == {"weight", "bias"}
