@@ -53,15 +53,15 @@ class Camera:
 CAMERAS: tuple[Camera, ...] = (
     Camera((1.00, 1.00, 1.00), 1.00, 1.05, 0.7, 0.12, (216, 240), 0.0, 1.1, (0.2, 0.6), 3.0, (82, 94),
            (("bricks", "slabs"), ("shops", "slabs"), ("plaster", "asphalt")), ("post", "bush"), 0.15),
-    Camera((0.70, 0.92, 1.18), 1.05, 0.95, -0.6, 0.20, (204, 236), 3.1, 1.1, (0.3, 0.9), 4.0, (76, 90),
+    Camera((0.80, 0.96, 1.12), 1.05, 0.96, -0.6, 0.18, (206, 236), 3.1, 1.0, (0.3, 0.9), 4.0, (76, 90),
            (("plaster", "setts"), ("shops", "setts"), ("bricks", "asphalt")), ("post", "sign"), 0.20),
-    Camera((0.86, 1.14, 0.84), 0.92, 0.90, 0.3, 0.06, (212, 240), 1.5, 1.0, (0.4, 1.0), 5.0, (70, 88),
+    Camera((0.92, 1.08, 0.90), 0.95, 0.92, 0.3, 0.06, (212, 240), 1.3, 1.0, (0.4, 1.0), 5.0, (70, 88),
            (("hedge", "grass"), ("park", "grass"), ("hedge", "slabs")), ("bush", "railing"), 0.25),
-    Camera((1.28, 0.98, 0.74), 1.38, 1.00, -0.8, 0.24, (196, 230), -1.5, 1.0, (0.4, 1.1), 7.0, (66, 86),
+    Camera((1.18, 1.00, 0.84), 1.20, 1.00, -0.8, 0.22, (202, 232), -1.3, 1.0, (0.4, 1.1), 7.0, (66, 86),
            (("plaster", "asphalt"), ("park", "slabs"), ("shops", "asphalt")), ("post", "railing"), 0.20),
-    Camera((1.08, 1.02, 0.98), 0.68, 0.74, 0.9, 0.15, (208, 238), 0.8, 1.3, (0.3, 0.8), 4.0, (74, 92),
+    Camera((1.06, 1.02, 0.98), 0.78, 0.84, 0.9, 0.15, (208, 238), 0.8, 1.1, (0.3, 0.8), 4.0, (74, 92),
            (("park", "grass"), ("shops", "slabs"), ("plaster", "slabs")), ("sign", "bush"), 0.20),
-    Camera((1.10, 0.84, 1.08), 1.15, 0.85, -0.2, 0.30, (190, 226), -2.6, 1.3, (0.5, 1.2), 6.0, (64, 84),
+    Camera((1.07, 0.90, 1.06), 1.10, 0.90, -0.2, 0.26, (198, 230), -2.6, 1.1, (0.5, 1.2), 6.0, (64, 84),
            (("bricks", "setts"), ("hedge", "asphalt"), ("bricks", "asphalt")), ("railing", "sign"), 0.25),
 )
 # fmt: on
@@ -130,8 +130,8 @@ def expose(image: np.ndarray, camera: Camera, rng: np.random.Generator, seed: in
     Shape:
         image: (256, 128, 3) uint8, BGR. Output: same.
     """
-    gains = np.array(camera.gains) * rng.uniform(0.90, 1.10, 3) * rng.uniform(0.84, 1.16)
-    gamma = camera.gamma * float(rng.uniform(0.85, 1.18))
+    gains = np.array(camera.gains) * rng.uniform(0.94, 1.06, 3) * rng.uniform(0.88, 1.12)
+    gamma = camera.gamma * float(rng.uniform(0.9, 1.12))
     contrast = camera.contrast * float(rng.uniform(0.9, 1.1))
     levels = (np.arange(256) / 255.0) ** gamma
     table = np.clip(((levels - 0.45) * contrast + 0.45)[:, None] * gains * 255.0, 0, 255).astype(np.uint8)

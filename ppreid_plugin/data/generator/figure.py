@@ -109,10 +109,10 @@ def _draw_arm(canvas: Canvas, skeleton: Skeleton, name: str) -> None:
     cloth = person.second if person["pattern"] == "two_tone" else person.upper
     canvas.limb(elbow, hand, px(0.027) * thick, px(0.020) * thick, cloth if is_long else person.skin)
     canvas.ellipse(hand, (px(0.020), px(0.022)), person.skin, 128)
-    canvas.limb(shoulder, elbow, px(0.040) * thick, px(0.030) * thick, cloth)
+    canvas.limb(shoulder, elbow, px(0.037) * thick, px(0.030) * thick, cloth)
     if person["pattern"] in ("plain", "two_tone"):
         return
-    _pattern_on_limb(canvas, skeleton, shoulder, elbow, px(0.036) * thick)
+    _pattern_on_limb(canvas, skeleton, shoulder, elbow, px(0.033) * thick)
     if is_long:
         _pattern_on_limb(canvas, skeleton, elbow, hand, px(0.023) * thick)
 

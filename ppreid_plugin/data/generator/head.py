@@ -104,7 +104,7 @@ def _draw_features(canvas: Canvas, head: Head) -> None:
             if spot:
                 canvas.ellipse(spot, (0.0036 * px, 0.0036 * px), scaled_color(person.skin, 0.5), None)
     for side in (-1, 1):
-        eye = head.on_skin(side * 0.46 * person.eye_gap, 0.006)
+        eye = head.on_skin(side * 0.46 * person.eye_gap, 0.003)
         if eye:
             canvas.ellipse(eye, (0.0098 * px, 0.0066 * px), (226, 230, 232), 132)
             canvas.ellipse(eye, (0.0048 * px, 0.0056 * px), _DARK, 128)
@@ -159,6 +159,10 @@ def _draw_hair(canvas: Canvas, head: Head) -> None:
     if cos > -0.3:
         middle, half = 0.022 * sin, 0.72 * head.face_rx / head.unit
         points += [head.place(middle + half, 0.031), head.place(middle, 0.037), head.place(middle - half, 0.031)]
+    else:  # from behind the cap hangs down between its ends
+        points += [
+            head.place(right, up) for right, up in sorted(((0.028 * sin, -0.030), (-0.020 * sin, -0.052)), reverse=True)
+        ]
     canvas.polygon(points, head.person.hair, 118)
     shine = head.place(0.02 * canvas.light, 0.047)
     canvas.ellipse(shine, (0.02 * head.unit, 0.010 * head.unit), head.person.hair, 150)
@@ -168,14 +172,14 @@ def _draw_hat(canvas: Canvas, head: Head) -> None:
     kind, color, sin, cos = head.person["hat"], head.person.hat, head.skeleton.sin, head.skeleton.cos
     if kind == "none":
         return
-    crown = head.place(0.0, 0.020)
-    tall = {"cap": 0.056, "beanie": 0.066, "brimmed": 0.064}[kind] * head.unit
+    crown = head.place(0.0, 0.027)
+    tall = {"cap": 0.050, "beanie": 0.060, "brimmed": 0.058}[kind] * head.unit
     canvas.ellipse(crown, (head.rx * 1.12, tall), color, 112, arc=(180, 360))
     canvas.ellipse(
         (crown[0] + 0.2 * head.rx * canvas.light, crown[1] - 0.3 * tall), (head.rx * 0.5, tall * 0.5), color, 140
     )
     if kind == "cap" and cos > -0.45:
-        brim = head.place(0.050 * sin, 0.021)
+        brim = head.place(0.050 * sin, 0.028)
         canvas.ellipse(
             brim, (head.skeleton.half_width(0.042, 0.036) * head.size, 0.011 * head.unit), scaled_color(color, 0.8), 116
         )

@@ -138,7 +138,7 @@ class Skeleton:
                 swing, bend = swing + (0.45 - swing) * pose.arm_lift, bend + (1.75 - bend) * pose.arm_lift
             spread = 0.10 + 0.05 * (person.width - 1.0)
             half = sign * SHOULDER_HALF * person.width
-            shoulder = (half, SHOULDER_Y - 0.02, 0.0)
+            shoulder = (half, SHOULDER_Y - 0.026, 0.0)
             out = half + sign * UPPER_ARM * math.sin(spread)
             elbow = (out, shoulder[1] - UPPER_ARM * math.cos(swing), UPPER_ARM * math.sin(swing))
             total = swing + bend

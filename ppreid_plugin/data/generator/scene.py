@@ -45,7 +45,7 @@ def scene(wall: str, ground: str, seed: int) -> Picture:
     band = image[HORIZON - 4 : HORIZON + 5]
     band[:] = band * 0.7  # the foot of the wall is dirty
     _posts(image, rng)
-    grain = soft_noise(rng, SCENE_HEIGHT, SCENE_WIDTH, 4, 9.0) + soft_noise(rng, SCENE_HEIGHT, SCENE_WIDTH, 90, 16.0)
+    grain = soft_noise(rng, SCENE_HEIGHT, SCENE_WIDTH, 4, 6.5) + soft_noise(rng, SCENE_HEIGHT, SCENE_WIDTH, 90, 16.0)
     image = np.clip(image + grain[:, :, None], 0, 255).astype(np.uint8)
     image.setflags(write=False)
     return image
