@@ -55,7 +55,7 @@ def check(cfg: CfgNode) -> None:
     if suppresses and cfg.model.name in UNSUPPORTED_MODELS:
         raise ConfigError(
             f"model.name is '{cfg.model.name}', whose feature cannot be read while it trains; suppression does not "
-            f"support {', '.join(UNSUPPORTED_MODELS)}. Choose another model or disable privacy.deid and privacy.adversary."
+            f"support {', '.join(UNSUPPORTED_MODELS)}. Choose another model, or disable privacy.deid and .adversary."
         )
     build_components(cfg)  # registered names, budgets and options, before any data are read
     check_dataset_names(cfg.data.sources, kind=cfg.data.type, option="data.sources")
@@ -136,7 +136,8 @@ def build_components(cfg: CfgNode) -> list[Component]:
     Raises:
         ValueError: an unknown name, a budget or weight out of range, an option that no part takes.
     """
-    privacy, components = cfg.privacy, []
+    privacy = cfg.privacy
+    components: list[Component] = []
     if privacy.deid.enabled:
         components.append(
             DeIDDecoder(
@@ -187,7 +188,7 @@ def build_components(cfg: CfgNode) -> list[Component]:
 
 
 def build_engine(cfg: CfgNode) -> Any:
-    """Build data manager, model, optimizer, scheduler, components and engine, in torchreid's order (same seed, same draws).
+    """Build data manager, model, optimizer, scheduler, components and engine; random draws in torchreid's order.
 
     Returns:
         An engine whose ``run(**engine_run_arguments(cfg))`` trains or tests. ``cfg.train.start_epoch`` is set when
@@ -255,8 +256,8 @@ def _check_data(cfg: CfgNode, manager: Any) -> None:
     check_files(trainset.train)
     if not cfg.test.evaluate and len(manager.train_loader) == 0:
         raise DataError(
-            f"the training split has {len(trainset)} items, fewer than a batch of {cfg.train.batch_size}: nothing would "
-            f"be trained. Append: train.batch_size {max(2, len(trainset) // 2)}"
+            f"the training split has {len(trainset)} items, fewer than a batch of {cfg.train.batch_size}: nothing "
+            f"would be trained. Append: train.batch_size {max(2, len(trainset) // 2)}"
         )
     for name, items in manager.test_dataset.items():
         check_files([*items["query"], *items["gallery"]])

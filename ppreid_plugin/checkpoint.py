@@ -15,8 +15,10 @@ from torch import nn
 from .features import unwrap
 
 # rank1 of checkpoints that torchreid wrote is a numpy scalar, under numpy 1 with the module's former name
-_NUMPY_SCALARS = [
-    np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar,
+_SCALAR = np.float32(0).__reduce__()[0]
+_NUMPY_TYPES: list[Any] = [
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
     np.dtype,
     np.dtypes.Float32DType,
     np.dtypes.Float64DType,
@@ -44,11 +46,11 @@ def load_checkpoint(path: str | Path, *, option: str = "model.load_weights") -> 
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{option} is '{path}', which does not exist. Give a file, or zoo:NAME for torchreid's.")
-    scalar = _NUMPY_SCALARS[0]
-    safe = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), *_NUMPY_SCALARS[1:]]
+        raise FileNotFoundError(
+            f"{option} is '{path}', which does not exist. Give a file, or zoo:NAME for torchreid's."
+        )
     try:
-        with torch.serialization.safe_globals(safe):
+        with torch.serialization.safe_globals(_NUMPY_TYPES):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

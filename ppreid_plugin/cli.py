@@ -133,7 +133,9 @@ def train(argv: Sequence[str]) -> dict[str, Any]:
         path = Path(cfg.data.save_dir) / "metrics.json"
         write_json(record, path)
         if not engine.best and not cfg.test.evaluate and cfg.train.max_epoch:
-            print("No validation people: figures on the test gallery choose nothing, the last checkpoint is the result.")
+            print(
+                "No validation people: figures on the test gallery choose nothing, the last checkpoint is the result."
+            )
         print(f"Figures written to '{path}'")
     return record
 
@@ -173,7 +175,7 @@ def tee(path: Path) -> Iterator[None]:
     console = sys.stdout
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as log:
-        sys.stdout = _Tee(console, log)  # type: ignore[assignment]
+        sys.stdout = _Tee(console, log)
         try:
             yield
         finally:

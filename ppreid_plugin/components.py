@@ -88,7 +88,7 @@ class Component:
         return {}
 
     def loss_terms(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted terms of the encoder's loss, each a scalar with a graph, by the name it is logged under."""
+        """Return the weighted terms of the encoder's loss by name, each a scalar with its graph."""
         return {}
 
     def finish_step(self, batch: Batch) -> dict[str, float]:

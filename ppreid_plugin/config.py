@@ -99,7 +99,7 @@ PRIVACY_OPTIONS: dict[str, tuple[Any, str]] = {
     "privacy.deid.target": ("pixelate", "what it must reproduce: a name, or several as pixelate:1.0,blur:0.5"),
     "privacy.deid.blocks": (8, "pixelate: blocks across the image's width"),
     "privacy.deid.sigma": (0.02, "blur: standard deviation as a fraction of the image's height"),
-    "privacy.deid.weight": (1.0, "weight of the De-ID loss in the encoder's objective, >= 0"),
+    "privacy.deid.weight": (10.0, "weight of the De-ID loss in the encoder's objective, >= 0"),
     "privacy.deid.loss": ("mse", "distance between decoded image and target: mse or l1"),
     "privacy.deid.decoder": ("light", "decoder network, by registered name"),
     "privacy.deid.input": ("feature", "what it decodes: feature or feature_map"),
@@ -130,6 +130,8 @@ PRIVACY_OPTIONS: dict[str, tuple[Any, str]] = {
 }
 
 OPTIONS = {**TORCHREID_OPTIONS, **PRIVACY_OPTIONS}
+
+_SECTIONS = {key.partition(".")[0] for key in OPTIONS if "." in key}
 
 _ALLOWED: dict[str, tuple[str, ...]] = {
     "data.type": ("image", "video"),
@@ -265,8 +267,9 @@ def set_option(cfg: CfgNode, key: str, value: Any, *, source: str = "set_option"
 
 
 def is_config_key(word: str) -> bool:
-    """Whether ``word`` is a key of the configuration (or of a ``kwargs`` node in it)."""
-    return word in OPTIONS or word.rpartition(".")[0] in OPTIONS
+    """Whether ``word`` is a key of the configuration, or a dotted word of one of its sections (maybe misspelled)."""
+    section, dot, _ = word.partition(".")
+    return word in OPTIONS or (bool(dot) and section in _SECTIONS)
 
 
 def check_config(cfg: CfgNode) -> None:

@@ -148,7 +148,7 @@ class PrivacyMixin:
     # ---- training -------------------------------------------------------------------------------------------------
 
     def register_model(self, name: str = "model", model: Any = None, optim: Any = None, sched: Any = None) -> None:
-        """Register as torchreid does; a missing optimizer or scheduler (allowed, but torchreid fails to save it) is fine."""
+        """Register as torchreid does; a missing optimizer or scheduler, which torchreid fails to save, is fine."""
         super().register_model(name, model, optim or _Stateless(), sched or _Stateless())  # type: ignore[misc]
 
     def train(self, *args: Any, **kwargs: Any) -> None:
@@ -277,7 +277,7 @@ class PrivacyMixin:
         if gallery is None or not gallery.needs_training_features:
             return None
         loader = training_set_for_features(self.datamanager, gallery.fit_images, gallery.seed)
-        return extract(self, loader, "training split (for the public transform)", loader.dataset.data).features
+        return extract(self, loader, "training split (for the public transform)", loader.dataset.data).features  # type: ignore[attr-defined]
 
     def _replay(self, sets: dict[str, dict[str, Extracted]], options: dict[str, Any]) -> tuple[float, list[Any]]:
         """Run torchreid's own ``test`` on features that are there already, with exact ranking in place of its own."""
@@ -313,9 +313,7 @@ class PrivacyMixin:
         finally:
             self.writer = writer
         for (name, roles), ranking in zip(protected.items(), rankings, strict=True):
-            result = protected_result(
-                gallery, sets[name], roles, ranking, exclude_same_camera=self.exclude_same_camera
-            )
+            result = protected_result(gallery, sets[name], roles, ranking, exclude_same_camera=self.exclude_same_camera)
             self.results[name].protected = result
             print(result.table(name, self.results[name].clean))
             if self.writer is not None:
@@ -365,7 +363,7 @@ def with_privacy(engine_class: type) -> Any:
 
 
 def _check_model_fits(engine: Any) -> None:
-    """Refuse a softmax engine with a model built for triplet loss (it trains, without error, on nonsense), and vice versa."""
+    """Refuse a softmax engine with a model built for triplet loss, which trains on nonsense, and vice versa."""
     built_for = getattr(unwrap(engine.model), "loss", None) if isinstance(engine.model, nn.Module) else None
     wanted = "triplet" if hasattr(engine, "criterion_t") else "softmax" if hasattr(engine, "criterion") else None
     if built_for in ("softmax", "triplet") and wanted is not None and built_for != wanted:
@@ -381,5 +379,3 @@ def _normalization(transform: Any) -> tuple[tuple[float, ...], tuple[float, ...]
         if hasattr(step, "mean") and hasattr(step, "std"):
             return tuple(step.mean), tuple(step.std)
     return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-
-

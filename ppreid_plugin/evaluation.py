@@ -160,9 +160,7 @@ def exact_ranking(*, exclude_same_camera: bool = True, max_rank: int = 50) -> It
         use_cython: bool = True,
     ) -> tuple[np.ndarray, float]:
         protocol = "market1501" if exclude_same_camera else "all"
-        result = evaluate_distances(
-            distmat, q_pids, g_pids, q_camids, g_camids, protocol=protocol, max_rank=max_rank
-        )
+        result = evaluate_distances(distmat, q_pids, g_pids, q_camids, g_camids, protocol=protocol, max_rank=max_rank)
         results.append(result)
         if use_metric_cuhk03:
             return original(distmat, q_pids, g_pids, q_camids, g_camids, use_metric_cuhk03=True)

@@ -47,7 +47,7 @@ class FeatureTap:
         classifier = getattr(plain, "classifier", None)
         if not isinstance(classifier, nn.Module) or isinstance(classifier, (nn.ModuleList, nn.ModuleDict)):
             raise FeatureAccessError(
-                f"{type(plain).__name__} has no single classifier layer, so its feature cannot be read while it trains; "
+                f"{type(plain).__name__} has no single classifier layer, so its feature cannot be read in training; "
                 f"suppression does not support {', '.join(UNSUPPORTED_MODELS)}. Choose another model.name, or leave "
                 "privacy.deid and privacy.adversary disabled."
             )
@@ -95,7 +95,9 @@ class FeatureTap:
         if not stored:
             raise FeatureAccessError(f"no {kind} passed through the model while it was watched.")
         devices = [d for d in self._devices if d in stored] if self._devices else list(stored)
-        joined = torch.cat([stored[device].to(devices[0]) for device in devices]) if len(devices) > 1 else stored[devices[0]]
+        joined = (
+            torch.cat([stored[device].to(devices[0]) for device in devices]) if len(devices) > 1 else stored[devices[0]]
+        )
         return joined.flatten(1).float() if kind == "feature" else joined.float()
 
     def close(self) -> None:
@@ -112,7 +114,8 @@ def probe_shapes(model: nn.Module, height: int, width: int) -> tuple[int, tuple[
 
     Args:
         model: a torchreid model, plain or wrapped.
-        height, width: input size in pixels.
+        height: input height in pixels.
+        width: input width in pixels.
     """
     plain = unwrap(model)
     modes = {module: module.training for module in plain.modules()}

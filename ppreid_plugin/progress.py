@@ -74,7 +74,5 @@ class track(Generic[T]):  # noqa: N801  (used like a function, as rich.progress.
                 last = now
                 rate = done / (now - start)
                 left = (len(self) - done) / rate
-                print(
-                    f"{self.description}: {done}/{len(self)}, {rate * self.per_item:.0f} {self.unit}/s, {left:.0f} s left",
-                    flush=True,
-                )
+                speed = f"{rate * self.per_item:.0f} {self.unit}/s"
+                print(f"{self.description}: {done}/{len(self)}, {speed}, {left:.0f} s left", flush=True)

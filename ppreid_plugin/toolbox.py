@@ -57,14 +57,14 @@ def version() -> str:
 
 def model_factory() -> dict[str, Any]:
     """torchreid's models by name. It has no public register; this is the dict that ``build_model`` reads."""
-    return getattr(models, "__model_factory")  # noqa: B009  (a dotted name would be mangled inside a class)
+    return getattr(models, "__model_factory")
 
 
 def image_datasets() -> dict[str, Any]:
     """torchreid's image data sets by name, those registered by users included."""
-    return getattr(submodule("data.datasets"), "__image_datasets")  # noqa: B009
+    return getattr(submodule("data.datasets"), "__image_datasets")
 
 
 def video_datasets() -> dict[str, Any]:
     """torchreid's video data sets by name, those registered by users included."""
-    return getattr(submodule("data.datasets"), "__video_datasets")  # noqa: B009
+    return getattr(submodule("data.datasets"), "__video_datasets")

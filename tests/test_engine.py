@@ -470,7 +470,7 @@ def test_video_engines_train_and_protect_tracklets(make_engine, run_engine, pede
     Tracklets.source = SyntheticPedestrians(root=str(pedestrians), verbose=False)
     if "tiny_tracklets" not in video_datasets():
         torchreid_data.register_video_dataset("tiny_tracklets", Tracklets)
-    options = TRIPLET[:4] + ("sampler.num_instances", 2) if loss == "triplet" else ()
+    options = (*TRIPLET[:4], "sampler.num_instances", 2) if loss == "triplet" else ()
     (pedestrians / "tiny_tracklets").mkdir(exist_ok=True)
     engine = make_engine(
         *options,

@@ -75,7 +75,8 @@ def check_queries(query: list[Item], gallery: list[Item], name: str, *, exclude_
     """Check that queries have a match in the gallery.
 
     Args:
-        query, gallery: tuples (path(s), pid, camid, ...).
+        query: tuples (path(s), pid, camid, ...).
+        gallery: likewise.
         name: data set, for the message.
         exclude_same_camera: whether gallery rows of the query's pid and camera are dropped.
 
@@ -121,7 +122,7 @@ def check_people_disjoint_from_gallery(train: list[Item], test: list[Item], name
     if both:
         raise DataError(
             f"{name}: {len(both)} images are in the training split and in query or gallery, such as "
-            f"'{min(both)}'. A protected gallery needs a training split without them (or privacy.gallery.transform none)."
+            f"'{min(both)}'. A protected gallery needs a training split without them; or privacy.gallery.transform none"
         )
 
 

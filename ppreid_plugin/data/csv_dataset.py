@@ -96,8 +96,8 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
         if missing:
             raise CSVFormatError(
-                f"{path} lacks the column {', '.join(missing)} (it has {', '.join(reader.fieldnames or []) or 'none'}); "
-                f"the first line must name {', '.join(COLUMNS)}."
+                f"{path} lacks column {', '.join(missing)} (it has {', '.join(reader.fieldnames or []) or 'none'}). "
+                f"The first line must name {', '.join(COLUMNS)}."
             )
         for row in reader:
             where = f"{path} line {reader.line_num}"

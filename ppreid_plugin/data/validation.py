@@ -56,8 +56,8 @@ def hold_out_people(
     count = max(2, math.floor(ids_fraction * len(labels)))
     if len(labels) - count < 2:
         raise DataError(
-            f"privacy.validation.ids_fraction is {ids_fraction} of {len(labels)} training people: {count} would be held "
-            f"out and {len(labels) - count} remain; at least 2 of each are needed."
+            f"privacy.validation.ids_fraction is {ids_fraction} of {len(labels)} training people: {count} would be "
+            f"held out and {len(labels) - count} remain; at least 2 of each are needed."
         )
     chosen = sorted(np.random.default_rng(seed).permutation(labels)[:count].tolist())
     held_out = set(chosen)

@@ -111,7 +111,11 @@ class DPGallery(Component):
     def banner(self) -> str:
         """What a reader has to know before the protected figures."""
         mechanism = self.mechanism
-        sigma = "" if mechanism.sigma is None else f", sigma {mechanism.sigma:.4g} for sensitivity {mechanism.sensitivity:g}"
+        sigma = (
+            ""
+            if mechanism.sigma is None
+            else f", sigma {mechanism.sigma:.4g} for sensitivity {mechanism.sensitivity:g}"
+        )
         return (
             f"##### Protected gallery: {mechanism.name}, epsilon {mechanism.epsilon:g}, delta {mechanism.delta:g} "
             f"for one {self.unit} (replace){sigma} #####\n"

@@ -89,7 +89,7 @@ def _plain(value: Any) -> Any:
 def _commit() -> str:
     """Commit of the checkout that the package runs from, or ``unknown``."""
     try:
-        found = subprocess.run(  # noqa: S603
+        found = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
             cwd=Path(__file__).parent,
             capture_output=True,

@@ -2,8 +2,16 @@
 
 from .adversary import ADVERSARIES, Adversary, IdentityAdversary, register_adversary
 from .decoder import DECODERS, Decoder, LightDecoder, register_decoder
-from .deid import DEID_TARGETS, Blur, DeIDTarget, NoDeID, Pixelate, build_deid_target, parse_deid_targets
-from .deid import register_deid_target
+from .deid import (
+    DEID_TARGETS,
+    Blur,
+    DeIDTarget,
+    NoDeID,
+    Pixelate,
+    build_deid_target,
+    parse_deid_targets,
+    register_deid_target,
+)
 from .deid_decoder import DeIDDecoder, DeIDLoss
 
 __all__ = [

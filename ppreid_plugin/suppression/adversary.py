@@ -26,8 +26,8 @@ _RAMP_STEEPNESS = 10.0  # Ganin and Lempitsky, ICML 2015, section 4.1
 class Adversary(Component):
     r"""Base class of adversaries, and the contract of a registered one.
 
-    A subclass says what it predicts: `make_module`, `sample_losses` and `chance_loss`. The base class does the rest: the
-    ``reversal`` schedule adds to the encoder's loss, with the adversary frozen,
+    A subclass says what it predicts: `make_module`, `sample_losses` and `chance_loss`. The base class does the rest:
+    the ``reversal`` schedule adds to the encoder's loss, with the adversary frozen,
 
     .. math:: -\lambda(p) \, w \, \frac{1}{B} \sum_i \min(\ell_i, \ell_\text{chance})
 
@@ -102,7 +102,7 @@ class Adversary(Component):
             self._decoder = context.find(DeIDDecoder)
             if self._decoder is None:
                 raise ValueError(
-                    f"{self.name} reads the reconstruction, but there is no DeIDDecoder before it among the components. "
+                    f"{self.name} reads the reconstruction, but there is no DeIDDecoder among the components. "
                     "Add one, or use input='feature' (privacy.adversary.input feature)."
                 )
             shape: tuple[int, ...] = (self._decoder.out_channels, self._decoder.height, self._decoder.width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -67,7 +68,7 @@ class LightDecoder(Decoder):
             flat = input_shape[0]
         self.dense = nn.Linear(flat, channels[0] * self.start[0] * self.start[1])
         layers: list[nn.Module] = []
-        for before, after in zip(channels[:-1], channels[1:], strict=True):
+        for before, after in itertools.pairwise(channels):
             layers += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
         layers[-2:] = [nn.Conv2d(channels[-2], out_channels, 3, padding=1)]
         self.layers = nn.Sequential(*layers)

@@ -114,12 +114,14 @@ class DeIDDecoder(Component):
 
     def build(self, context: Context) -> None:
         """Make the decoder network for the encoder's feature."""
-        if self.input == "feature_map" and context.feature_map_shape is None:
+        shape: tuple[int, ...] | None = (context.feature_dim,)
+        if self.input == "feature_map":
+            shape = context.feature_map_shape
+        if shape is None:
             raise ValueError(
                 "privacy.deid.input is 'feature_map', but this model has no pooling layer whose input could be read. "
                 "Use privacy.deid.input feature."
             )
-        shape = context.feature_map_shape if self.input == "feature_map" else (context.feature_dim,)
         with isolated_rng(self.seed):
             self.network = DECODERS.get(self.decoder_name)(shape, self.out_channels, self.height, self.width)
         self.network.to(context.device)

@@ -1,0 +1,133 @@
+"""The demonstration: from nothing to a protected gallery, on generated pedestrians, in minutes on a CPU."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+from . import build
+from .cli import tee
+from .config import check_config, get_default_config, merge_file, set_option
+from .data.pedestrians import NAME, make_pedestrians
+from .evaluation import extract
+from .report.figures import image_rows, load_images, tsne_maps
+from .report.record import environment, result_to_dict, write_json
+from .suppression import DeIDDecoder, build_deid_target
+
+_PICTURES = 8
+
+
+def parser() -> argparse.ArgumentParser:
+    """Parser of ``tools/demo.py``."""
+    made = argparse.ArgumentParser(
+        description="Train and protect on generated pedestrians; write pictures, a table and metrics.json.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    made.add_argument("--out", default="demo-output", help="folder to write into")
+    made.add_argument("--config-file", default="configs/im_osnet_x0_25_softmax_128x64_amsgrad_demo.yaml", help="recipe")
+    made.add_argument("--epsilon", type=float, default=16.0, help="budget of one gallery image, > 0")
+    made.add_argument("--seed", type=int, default=1, help="seed of data, training and research noise")
+    made.add_argument("--epochs", type=int, help="training epochs (the recipe's, if not given)")
+    made.add_argument("--num-train-ids", type=int, default=100, help="generated people to train on")
+    made.add_argument("--num-test-ids", type=int, default=100, help="generated people to test on")
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return made
+
+
+def demo(argv: Sequence[str]) -> dict[str, Any]:
+    """Run the demonstration and return what is written to ``metrics.json``."""
+    args = parser().parse_args(argv)
+    start = time.time()
+    out = Path(args.out)
+    cfg = get_default_config()
+    merge_file(cfg, args.config_file)
+    cfg.use_gpu = torch.cuda.is_available()
+    for key, value in {
+        "data.root": str(out / "data"),
+        "data.save_dir": str(out / "log"),
+        "train.seed": args.seed,
+        "privacy.gallery.epsilon": args.epsilon,
+        **({} if args.epochs is None else {"train.max_epoch": args.epochs}),
+    }.items():
+        set_option(cfg, key, value)
+    check_config(cfg)
+    build.build_components(cfg)
+
+    print(f"[1/4] Generating {args.num_train_ids} + {args.num_test_ids} people in '{out / 'data'}' ...", flush=True)
+    make_pedestrians(out / "data", args.num_train_ids, args.num_test_ids, args.seed)
+    print(f"[2/4] Training {cfg.model.name} from scratch with De-ID decoder and Adv-ID module ...", flush=True)
+    (out / "log").mkdir(parents=True, exist_ok=True)
+    with tee(out / "log" / "demo.log"):
+        engine = build.build_engine(cfg)
+        engine.run(**build.engine_run_arguments(cfg))
+    result = result_to_dict(engine.results[NAME])
+    print("[3/4] Drawing pictures ...", flush=True)
+    pictures = _draw(engine, out)
+
+    protected = result["protected"]
+    record = {
+        "utility": {
+            "clean": {key: result["clean"][key] for key in ("rank1", "mAP", "mINP")},
+            "protected": {key: protected["anonymous"][key] for key in ("rank1", "mAP", "mINP")},
+        },
+        "privacy": {key: protected[key] for key in ("mechanism", "epsilon", "delta", "sigma", "unit")},
+        "seed": args.seed,
+        "seconds": round(time.time() - start, 1),
+        "protocols": result,
+        "environment": environment("cuda" if cfg.use_gpu else "cpu"),
+    }
+    write_json(record, out / "metrics.json")
+    print(f"[4/4] Done in {record['seconds']:.0f} s: {', '.join(map(str, pictures))}, {out / 'metrics.json'}\n")
+    print(_table(record))
+    return record
+
+
+def _table(record: dict[str, Any]) -> str:
+    privacy = record["privacy"]
+    protected = f"protected, epsilon {privacy['epsilon']:g} an {privacy['unit']}"
+    rows = [
+        [title, *(f"{figures[key]:.1%}" for key in ("rank1", "mAP", "mINP"))]
+        for title, figures in (("clean", record["utility"]["clean"]), (protected, record["utility"]["protected"]))
+    ]
+    return tabulate(rows, headers=["gallery", "rank-1", "mAP", "mINP"], disable_numparse=True)
+
+
+def _draw(engine: Any, out: Path) -> list[Path]:
+    """Write the pictures: targets, reconstructions of test people, and t-SNE maps of the gallery."""
+    engine.set_model_mode("eval")
+    manager = engine.datamanager
+    items = manager.test_dataset[NAME]["query"]
+    firsts = list({item[1]: item for item in items}.values())[:_PICTURES]
+    images = load_images([item[0] for item in firsts], manager.height, manager.width)
+    targets = {name: build_deid_target(name)(images) for name in ("pixelate", "blur")}
+    paths = [out / "deid_targets.png", out / "reconstructions.png", out / "tsne.png"]
+    image_rows({"original": images, **targets}, paths[0])
+
+    decoder = next(part for part in engine.components if isinstance(part, DeIDDecoder))
+    with torch.no_grad():
+        loader = engine.test_loader[NAME]
+        query = extract(engine, loader["query"], "query", items)
+        gallery = extract(engine, loader["gallery"], "gallery", manager.test_dataset[NAME]["gallery"])
+        rows = [items.index(item) for item in firsts]
+        device = next(decoder.trainables()[decoder.name].module.parameters()).device
+        decoded = decoder.decode(query.features[rows].to(device)).cpu()
+    wanted = decoder.deidentify(images)
+    image_rows(
+        {"original": images, "target T(x)": wanted[:, :3], "decoded from\nthe feature": decoded[:, :3]}, paths[1]
+    )
+    protected = engine.gallery.protect(gallery.features)
+    people = np.flatnonzero(~np.isin(gallery.pids, engine.gallery.background_pids))
+    epsilon = engine.gallery.mechanism.epsilon
+    spaces = {
+        "clean gallery": engine.gallery.transform(gallery.features)[people],
+        f"protected gallery, epsilon {epsilon:g}": protected[people],
+    }
+    tsne_maps(spaces, gallery.pids[people], paths[2])
+    return paths

@@ -1,0 +1,303 @@
+"""The command line as users meet it: every mistake is one line, exit code 2, and nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppreid_plugin import cli
+
+REPOSITORY = Path(__file__).parent.parent
+SMALL = (
+    *("model.name", "osnet_x0_25", "model.pretrained", "False", "data.height", "64", "data.width", "32"),
+    *("data.workers", "0", "train.batch_size", "16", "train.max_epoch", "1", "use_gpu", "False"),
+)
+DATA = ("-s", "synthetic_pedestrians", "-t", "synthetic_pedestrians")
+
+
+@pytest.fixture
+def train(pedestrians, tmp_path, capsys):
+    """Run the training command; return (exit code, what it printed, its error text)."""
+
+    def call(*argv, root=pedestrians, save_dir=tmp_path / "log"):
+        flags = ("--root", str(root), *DATA)
+        code = cli.run(cli.train, [*flags, *SMALL, "data.save_dir", str(save_dir), *map(str, argv)])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
+
+
+def test_train_then_test_end_to_end(train, tmp_path):
+    privacy = ("privacy.deid.enabled", "True", "privacy.adversary.enabled", "True")
+    code, out, err = train(*privacy)
+    assert code == 0, err
+    assert "choose nothing" in out
+    record = json.loads((tmp_path / "log/metrics.json").read_text())
+    assert record["seed"] == 1
+    assert record["chosen_on"].startswith("nothing")
+    clean = record["targets"]["synthetic_pedestrians"]["clean"]
+
+    weights = tmp_path / "log/model/model-last.pth.tar"
+    gallery = ("privacy.gallery.enabled", "True", "privacy.gallery.epsilon", "8")
+    code, out, err = train("model.load_weights", weights, "test.evaluate", "True", *gallery, save_dir=tmp_path / "t")
+    assert code == 0, err
+    again = json.loads((tmp_path / "t/metrics.json").read_text())["targets"]["synthetic_pedestrians"]
+    assert again["clean"]["mAP"] == pytest.approx(clean["mAP"], abs=1e-6)
+    protected = again["protected"]
+    assert (protected["epsilon"], protected["delta"], protected["unit"]) == (8.0, 1e-5, "image")
+    assert protected["sigma"] == pytest.approx(1.2, abs=0.01)
+    assert protected["enrolled"]["rank1"] is not None
+    log = next((tmp_path / "t").glob("test.log-*")).read_text()
+    assert "Protected gallery: gaussian" in log
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("privacy.deid.taget", "blur"), "unknown key 'privacy.deid.taget'"),
+        (("privacy.gallery.enabled", "True", "privacy.gallery.epsilon", "-1"), "privacy.gallery.epsilon is -1.0"),
+        (("privacy.gallery.enabled", "True", "privacy.gallery.delta", "0"), "delta is 0.0"),
+        (("privacy.deid.enabled", "True", "privacy.deid.target", "pixelize"), "Did you mean 'pixelate'?"),
+        (("--transforms", "random_flipp"), "data.transforms is 'random_flipp'"),
+        (("-s", "market"), "data.sources is 'market'; image data sets: "),
+        (("model.name", "osnet"), "model.name is 'osnet'; torchreid has: "),
+        (("model.load_weights", "nowhere.pth"), "model.load_weights is 'nowhere.pth', which does not exist"),
+        (("model.load_weights", "zoo:osnet_x25"), "model.load_weights is 'zoo:osnet_x25'; the zoo has: "),
+        (("model.resume", "nowhere.pth"), "model.resume is 'nowhere.pth', which does not exist"),
+        (("train.batch_size", "5000"), "fewer than a batch of 5000"),
+        (("--config-file", "nowhere.yaml"), "--config-file is 'nowhere.yaml'"),
+        (("--dataset", "mine"), "--dataset is 'mine', must be NAME=FILE.csv"),
+        (("--dataset", "mine=nowhere.csv"), "nowhere.csv' does not exist"),
+        (("--whatever",), "'--whatever' is neither a flag nor a configuration key"),
+        (("privacy.deid.enabled", "True", "model.name", "hacnn"), "model.name is 'hacnn', whose feature"),
+        (("train.fixbase_epoch", "1", "train.open_layers", "['head']"), '"head" is not an attribute of the model'),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(train, argv, message):
+    code, _, err = train(*argv)
+    errors = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert code == 2
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(train):
+    code, _, err = train("--debug", "loss.name", "x")
+    assert code == 2
+    assert "Traceback" in err
+
+
+def test_a_missing_root_makes_no_folder(train, tmp_path):
+    code, _, err = train(root=tmp_path / "nothing")
+    assert code == 2
+    assert "is no folder" in err
+    assert not (tmp_path / "nothing").exists()
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_missing_data_set_is_named_and_not_downloaded(train, pedestrians):
+    for name, word in (("market1501", "market1501"), ("dukemtmcreid", "withdrawn by its authors")):
+        code, _, err = train("-t", name)
+        assert code == 2
+        assert word in err
+        assert not list(pedestrians.glob("market1501*"))
+
+
+def test_a_folder_that_breaks_torchreids_pattern_is_named(train, tmp_path):
+    root = tmp_path / "run-1_c2"
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        (root / "market1501/Market-1501-v15.09.15" / folder).mkdir(parents=True)
+    code, _, err = train("-s", "market1501", "-t", "market1501", root=root)
+    assert code == 2
+    assert "contains '-1_c2'" in err
+
+
+@pytest.fixture
+def own_data(pedestrians, tmp_path):
+    """Return a function that writes a CSV of the generated images and returns the file; ``change`` edits its rows."""
+    folder = pedestrians / "synthetic_pedestrians"
+
+    def write(change=lambda rows: rows):
+        rows = []
+        for sub, split in (("bounding_box_train", "train"), ("query", "query"), ("bounding_box_test", "gallery")):
+            for path in sorted((folder / sub).glob("*.jpg")):
+                pid, camid = path.name.split("_")[0], path.name.split("_c")[1][0]
+                rows.append([str(path), pid, camid, split])
+        file = tmp_path / "own.csv"
+        file.write_text("path,pid,camid,split\n" + "".join(",".join(row) + "\n" for row in change(rows)))
+        return file
+
+    return write
+
+
+@pytest.fixture
+def num_queries(pedestrians):
+    return len(list((pedestrians / "synthetic_pedestrians/query").glob("*.jpg")))
+
+
+@pytest.fixture
+def dataset_name(request):
+    """A name of its own for each test: torchreid keeps registered data sets for the life of the process."""
+    import re
+
+    return re.sub(r"\W+", "_", request.node.name)
+
+
+def test_own_data_from_a_csv_gives_the_same_figures(train, own_data, dataset_name, tmp_path):
+    code, _, err = train()
+    assert code == 0, err
+    wanted = json.loads((tmp_path / "log/metrics.json").read_text())["targets"]["synthetic_pedestrians"]["clean"]
+    name = dataset_name
+    code, _, err = train("--dataset", f"{name}={own_data()}", "-s", name, "-t", name, save_dir=tmp_path / "own")
+    assert code == 0, err
+    got = json.loads((tmp_path / "own/metrics.json").read_text())["targets"][name]["clean"]
+    assert got["mAP"] == pytest.approx(wanted["mAP"], abs=1e-6)
+
+
+def test_one_camera_is_possible_and_the_error_says_how(train, own_data, dataset_name, num_queries):
+    def one_camera(rows):
+        return [[path, pid, "1", split] for path, pid, camid, split in rows]
+
+    name = dataset_name
+    argv = ("--dataset", f"{name}={own_data(one_camera)}", "-s", name, "-t", name)
+    code, _, err = train(*argv)
+    assert code == 2
+    assert "test.exclude_same_camera False" in err
+    code, out, err = train(*argv, "test.exclude_same_camera", "False", "privacy.gallery.enabled", "True")
+    assert code == 0, err
+    assert f"{num_queries} queries with a match" in out
+
+
+def test_people_that_do_not_overlap_are_named_as_the_reason(train, own_data, dataset_name):
+    def strangers(rows):
+        return [[path, f"1{pid}" if split == "query" else pid, c, split] for path, pid, c, split in rows]
+
+    name = dataset_name
+    code, _, err = train("--dataset", f"{name}={own_data(strangers)}", "-s", name, "-t", name)
+    assert code == 2
+    assert "do not overlap" in err
+
+
+def test_a_query_without_a_match_is_a_warning_with_its_file(train, own_data, dataset_name, num_queries, caplog):
+    def one_stranger(rows):
+        first = next(row for row in rows if row[3] == "query")
+        first[1] = "12345"
+        return rows
+
+    name = dataset_name
+    code, out, err = train("--dataset", f"{name}={own_data(one_stranger)}", "-s", name, "-t", name)
+    assert code == 0, err
+    assert f"{num_queries - 1} queries with a match" in out
+    assert "1 of" in caplog.text
+    assert "because their person is not in it" in caplog.text
+
+
+def test_training_images_in_the_gallery_void_the_guarantee(train, own_data, dataset_name):
+    def leak(rows):
+        extra = [[path, pid, camid, "train"] for path, pid, camid, split in rows if split == "gallery" and pid != "0000"]
+        return rows + extra[:3]
+
+    name = dataset_name
+    argv = ("--dataset", f"{name}={own_data(leak)}", "-s", name, "-t", name, "privacy.gallery.enabled", "True")
+    code, _, err = train(*argv)
+    assert code == 2
+    assert "3 images are in the training split and in query or gallery" in err
+    code, _, err = train(*argv, "privacy.gallery.transform", "none")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("content", "message"), [(b"", "is empty (0 bytes)"), (b"no image", "cannot be decoded")])
+def test_a_bad_image_is_named_at_once(train, own_data, dataset_name, tmp_path, workers, content, message):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(content)
+
+    def with_bad(rows):
+        next(row for row in rows if row[3] == "gallery")[0] = str(bad)
+        return rows
+
+    name = dataset_name
+    argv = ("--dataset", f"{name}={own_data(with_bad)}", "-s", name, "-t", name, "test.evaluate", "True")
+    code, _, err = train(*argv, "data.workers", workers)
+    line = next(line for line in err.splitlines() if line.startswith("Error: "))
+    assert code == 2
+    assert "bad.jpg" in line
+    assert message in line
+
+
+def test_a_truncated_jpeg_is_named_at_once(train, own_data, dataset_name, tmp_path):
+    def truncate(rows):
+        row = next(row for row in rows if row[3] == "gallery")
+        whole = Path(row[0]).read_bytes()
+        row[0] = str(tmp_path / "short.jpg")
+        Path(row[0]).write_bytes(whole[: len(whole) // 2])
+        return rows
+
+    name = dataset_name
+    code, _, err = train("--dataset", f"{name}={own_data(truncate)}", "-s", name, "-t", name, "test.evaluate", "True")
+    assert code == 2
+    assert "short.jpg" in err
+
+
+def test_a_checkpoint_of_another_model_is_refused(train, tmp_path):
+    from ppreid_plugin.toolbox import models
+
+    path = tmp_path / "other.pth"
+    torch.save(models.build_model("osnet_x0_5", 8, pretrained=False).state_dict(), path)
+    code, _, err = train("model.load_weights", path)
+    assert code == 2
+    assert "weights of another model than osnet_x0_25" in err
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_output_is_an_error(train, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    code, _, err = train(save_dir=closed / "log")
+    assert code == 2
+    assert "cannot be written" in err
+
+
+def test_an_output_below_a_file_is_an_error(train, tmp_path):
+    (tmp_path / "file").write_text("x")
+    code, _, err = train(save_dir=tmp_path / "file" / "log")
+    assert code == 2
+    assert "cannot be written" in err
+
+
+def test_help_explains_every_privacy_key():
+    from ppreid_plugin.config import PRIVACY_OPTIONS
+
+    shown = subprocess.run(
+        [sys.executable, "tools/train.py", "--help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    ).stdout
+    for key, (_, comment) in PRIVACY_OPTIONS.items():
+        assert key in shown
+        assert comment in shown
+
+
+def test_the_tee_keeps_what_is_printed_and_restores_the_console(tmp_path, capsys):
+    console = sys.stdout
+    with pytest.raises(ZeroDivisionError), cli.tee(tmp_path / "a/log"):
+        print("hello")
+        print(1 / 0)
+    assert sys.stdout is console
+    assert (tmp_path / "a/log").read_text() == "hello\n"
+    assert capsys.readouterr().out == "hello\n"
+
+
+def test_one_line_of_a_workers_error_is_the_workers_own():
+    text = "Caught ImageError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File\n"
+    error = ValueError(text + "ppreid_plugin.data.images.ImageError: image 'a.jpg' is\nempty\n")
+    assert cli.one_line(error) == "image 'a.jpg' is empty"
