@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
-from scipy.special import erfcx, ndtr
+from scipy.special import erfcx
 
 # Distance to keep from log(delta): far above the rounding error of _log_delta (1e-13), far below what sigma shows.
 _MARGIN = 1e-11
@@ -180,14 +180,14 @@ def _mills(t: float) -> float:
 
 def _log_delta(mu: float, epsilon: float) -> float:
     low, high = epsilon / mu - mu / 2, epsilon / mu + mu / 2
-    log_density = -0.5 * low * low - 0.5 * math.log(2 * math.pi)
-    if low < -5:  # M(low) grows without bound; delta is near 1 and a plain difference keeps its digits
-        return math.log(float(ndtr(-low)) - math.exp(log_density) * _mills(high))
     if mu < 0.1:  # the difference of two near-equal values: integrate -M'(t) = 1 - t M(t) over [low, high] instead
-        slopes = [1 - t * _mills(t) for t in (low + high) / 2 + mu / 2 * _NODES]
+        slopes = [1 - t * _mills(t) for t in ((low + high) / 2 + mu / 2 * _NODES).tolist()]
         gap = mu / 2 * float(np.dot(_WEIGHTS, slopes))
     else:
         gap = _mills(low) - _mills(high)
+    if gap == math.inf:  # M overflows below t = -37, where delta is 1 to the last digit
+        return 0.0
+    log_density = -0.5 * low * low - 0.5 * math.log(2 * math.pi)
     return min(0.0, log_density + math.log(gap)) if gap > 0 else -math.inf
 
 

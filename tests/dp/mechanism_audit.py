@@ -47,4 +47,4 @@ def epsilon_lower(mechanism, *, trials=100_000, length=5.0):
 
 def upper_bound(errors, trials, level):
     """Clopper-Pearson upper bound on an error rate."""
-    return beta.ppf(level, errors + 1, trials - errors)
+    return 1.0 if errors == trials else beta.ppf(level, errors + 1, trials - errors)

@@ -52,6 +52,17 @@ def test_clipped_rows_keep_direction_and_nearly_all_their_length(dtype, columns)
     assert (norms(clipped) <= 1.0).all()
 
 
+@pytest.mark.parametrize("columns", [3, 64, 512, 2048])
+def test_unit_rows_are_bounded_whichever_way_the_norm_is_summed(columns):
+    rows = np.random.default_rng(0).normal(size=(500, columns))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    clipped = clip_rows(rows, 1.0)
+    np.testing.assert_allclose(clipped, rows, rtol=1e-11)
+    for order in (clipped, clipped[:, ::-1], np.sort(clipped, axis=1)):
+        assert max(sum(value * value for value in row) for row in order.tolist()) <= 1.0
+        assert np.linalg.norm(order, axis=1).max() <= 1.0
+
+
 @pytest.mark.parametrize("value", [1e300, -1e300, 1.7e308, 5e-324, 1e-310, 0.0])
 def test_huge_denormal_and_zero_rows(value):
     clipped = clip_rows(np.full((3, 4), value), 1.0)

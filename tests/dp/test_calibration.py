@@ -55,6 +55,14 @@ def test_delta_equals_the_formula_in_many_digits(sigma, epsilon):
     assert gaussian_delta(sigma, epsilon, 2.0) == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
 
+@pytest.mark.parametrize(
+    ("sigma", "epsilon", "delta"),
+    [(1e-300, 1.0, 1.0), (1e-320, 0.0, 1.0), (1e300, 1e10, 0.0), (1e300, 0.0, 0.0), (0.05, 1e300, 0.0)],
+)
+def test_delta_at_the_ends_of_the_range(sigma, epsilon, delta):
+    assert gaussian_delta(sigma, epsilon, 2.0) == pytest.approx(delta, abs=1e-299)
+
+
 def test_table_of_the_design():
     sigmas = [gaussian_sigma(epsilon, 1e-5, sensitivity=2.0) for epsilon in (1, 4, 8, 16, 32, 64)]
     assert [float(f"{sigma:.3g}") for sigma in sigmas] == [7.46, 2.16, 1.20, 0.688, 0.410, 0.253]

@@ -32,6 +32,13 @@ def test_equals_the_naive_loop(seed, background, exclude):
     assert result.num_valid_queries == len(ranks)
 
 
+@pytest.mark.parametrize("max_rank", [2, 3])
+def test_a_match_exactly_at_max_rank_counts(max_rank):
+    gallery = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+    result = evaluate_enrolled(gallery[:1], gallery, [3], [1, 2, 3], [0], [1, 1, 1], max_rank=max_rank)
+    np.testing.assert_array_equal(result.cmc, [0.0, 0.0, 1.0][:max_rank])
+
+
 def test_people_and_rows_a_person_leave_background_out():
     _, gallery, _, _, _, _ = random_case(0, num_gallery=10)
     result = evaluate_enrolled(gallery[:1], gallery, [1], [0, 0, 0, 0, 0, 1, 2, 2, 3, 3], [5], np.zeros(10, int))

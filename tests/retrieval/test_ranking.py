@@ -111,6 +111,11 @@ def test_curve_has_max_rank_entries_whatever_the_gallery():
     np.testing.assert_array_equal(short.cmc, [0.0])
 
 
+def test_a_match_exactly_at_max_rank_counts():
+    result = evaluate_distances(np.array([[2.0, 1.0, 0.0]]), [1], [1, 2, 2], [0], [1, 1, 1], max_rank=3)
+    np.testing.assert_array_equal(result.cmc, [0.0, 0.0, 1.0])
+
+
 def test_one_gallery_row():
     assert evaluate(np.ones((1, 2)), np.ones((1, 2)), [1], [1], [0], [1]).mAP == 1.0
 
@@ -143,9 +148,12 @@ def test_float_types_and_containers(dtype, kind):
     assert (gallery == before).all()
 
 
-def test_distances_are_not_overwritten_and_may_be_read_only():
+@pytest.mark.parametrize("container", [np.asarray, torch.as_tensor])
+@pytest.mark.parametrize("writeable", [True, False])
+def test_distances_are_not_overwritten_and_may_be_read_only(container, writeable):
     distances = np.array([[0.0, 1.0, 2.0]])
-    distances.flags.writeable = False
+    evaluate_distances(container(distances), [1], [1, 1, 2], [0], [0, 1, 1])
+    distances.flags.writeable = writeable
     evaluate_distances(distances, [1], [1, 1, 2], [0], [0, 1, 1])
     np.testing.assert_array_equal(distances, [[0.0, 1.0, 2.0]])
 
