@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 
 from ppreid_plugin.data.pedestrians import make_pedestrians
@@ -32,9 +33,13 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Error: interrupted; nothing was written.", file=sys.stderr)
+        return 2
     print(folder)
     return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up when asked to end, as after Ctrl-C
     sys.exit(main())

@@ -215,9 +215,10 @@ def test_another_seed_gives_other_people_places_and_numbers(tmp_path):
     assert not names[0] & names[1]
 
 
-def test_camera_threads_are_left_as_they_were(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_threads_of_opencv_are_left_as_they_were(tmp_path, workers):
     before = cv2.getNumThreads()
-    make_pedestrians(tmp_path, 1, 1, seed=0, workers=1)
+    make_pedestrians(tmp_path, 1, 1, seed=0, workers=workers)
     assert cv2.getNumThreads() == before
 
 

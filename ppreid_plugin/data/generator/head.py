@@ -85,7 +85,9 @@ def draw_head(canvas: Canvas, head: Head, *, features: bool) -> Box | None:
     if skeleton.cos < FACE_VISIBLE_FROM:
         return None
     x, y = head.face
-    return x - head.face_rx, y - head.face_ry, x + head.face_rx, y + head.face_ry
+    brow = 0.014 * head.unit * skeleton.sin  # seen from the side, brow and glasses stand out before the skin
+    left, right = x - head.face_rx + min(brow, 0.0), x + head.face_rx + max(brow, 0.0)
+    return left, y - head.face_ry, right, y + head.face_ry
 
 
 def _draw_features(canvas: Canvas, head: Head) -> None:

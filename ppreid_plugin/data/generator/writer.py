@@ -12,9 +12,9 @@ import multiprocessing
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,8 @@ BACKGROUND_SHARE = 0.1  # of bounding_box_test; about what Market-1501 holds of 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 BOX_FIELDS = ("file", *(f"{cue}_{side}" for cue in ("face", "logo") for side in ("left", "top", "right", "bottom")))
 _CHUNK = 4  # people handed to a process at a time
+
+Result = tuple[int, dict[str, str] | None, list[list[str | int]]]  # pid, attributes, rows of boxes.csv
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,11 @@ def write(
         tasks = plan(num_train_ids, num_test_ids, seed)
         people: list[tuple[int, dict[str, str]]] = []
         boxes: list[list[str | int]] = []
-        for pid, attributes, rows in _work(tasks, staging, workers):
-            if attributes is not None:
-                people.append((pid, attributes))
-            boxes.extend(rows)
+        with closing(_work(tasks, staging, workers)) as results:  # no process may still write when we clean up
+            for pid, attributes, rows in results:
+                if attributes is not None:
+                    people.append((pid, attributes))
+                boxes.extend(rows)
         people.sort(key=lambda item: item[0])
         boxes.sort(key=lambda row: str(row[0]))
         _write_csv(
@@ -169,25 +172,22 @@ def _put_in_place(staging: Path, target: Path, overwrite: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _work(
-    tasks: list[Task], folder: Path, workers: int
-) -> Iterator[tuple[int, dict[str, str] | None, list[list[str | int]]]]:
+def _work(tasks: list[Task], folder: Path, workers: int) -> Generator[Result, None, None]:
     scene_seed = tasks[0].scene_seed
-    if workers == 1:
-        threads = cv2.getNumThreads()
-        try:
-            cv2.setNumThreads(1)
+    threads = cv2.getNumThreads()
+    try:
+        _prepare(scene_seed)
+        if workers == 1:
             for task in tasks:
                 yield draw_task(task, folder)
-        finally:
-            cv2.setNumThreads(threads)
-        return
-    # A forked process shares the streets and need not import torch again.
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    _prepare(scene_seed)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context(method), _prepare, (scene_seed,)) as pool:
-        jobs: Callable[..., Iterator[tuple[int, dict[str, str] | None, list[list[str | int]]]]] = pool.map
-        yield from jobs(draw_task, tasks, [folder] * len(tasks), chunksize=_CHUNK)
+            return
+        # A forked process shares the streets and need not import torch again.
+        method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+        with ProcessPoolExecutor(workers, multiprocessing.get_context(method), _prepare, (scene_seed,)) as pool:
+            jobs: Callable[..., Iterator[Result]] = pool.map
+            yield from jobs(draw_task, tasks, [folder] * len(tasks), chunksize=_CHUNK)
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _prepare(scene_seed: int) -> None:
@@ -197,7 +197,7 @@ def _prepare(scene_seed: int) -> None:
             scene(wall, ground, scene_seed)
 
 
-def draw_task(task: Task, folder: Path) -> tuple[int, dict[str, str] | None, list[list[str | int]]]:
+def draw_task(task: Task, folder: Path) -> Result:
     """Write the pictures of one task; return pid, attributes (None for streets) and rows of ``boxes.csv``."""
     rng = np.random.default_rng(task.seed)
     person = sample_person(rng) if task.pid else None
