@@ -19,9 +19,10 @@ from typing import Any, TextIO
 import torch
 from yacs.config import CfgNode
 
-from . import build
-from .config import ConfigError, describe_options, get_default_config, is_config_key, merge_file, merge_options
+from . import arguments, build
+from .config import ConfigError, get_default_config, is_config_key, merge_file, merge_options
 from .data.csv_dataset import register_csv_dataset
+from .options import OPTIONS, describe_options
 from .registry import closest
 from .report.record import environment, result_to_dict, write_json
 
@@ -120,7 +121,7 @@ def train(argv: Sequence[str]) -> dict[str, Any]:
         device = "cuda" if cfg.use_gpu else "cpu"
         print("Environment: " + ", ".join(f"{key} {value}" for key, value in environment(device).items()))
         engine = build.build_engine(cfg)
-        engine.run(**build.engine_run_arguments(cfg))
+        engine.run(**arguments.engine_run_arguments(cfg))
         record = {
             "command": ["tools/train.py", *argv],
             "targets": {target: result_to_dict(result) for target, result in engine.results.items()},
@@ -200,6 +201,4 @@ class _Tee:
 
 
 def _hint(word: str) -> str:
-    from .config import OPTIONS
-
     return closest(word, list(OPTIONS))

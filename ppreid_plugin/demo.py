@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from . import build
+from . import arguments, build
 from .cli import tee
 from .config import check_config, get_default_config, merge_file, set_option
 from .data.pedestrians import NAME, make_pedestrians
@@ -66,7 +66,7 @@ def demo(argv: Sequence[str]) -> dict[str, Any]:
     (out / "log").mkdir(parents=True, exist_ok=True)
     with tee(out / "log" / "demo.log"):
         engine = build.build_engine(cfg)
-        engine.run(**build.engine_run_arguments(cfg))
+        engine.run(**arguments.engine_run_arguments(cfg))
     result = result_to_dict(engine.results[NAME])
     print("[3/4] Drawing pictures ...", flush=True)
     pictures = _draw(engine, out)

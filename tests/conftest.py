@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppreid_plugin import build, config
+from ppreid_plugin import arguments, build, config
 from ppreid_plugin.data.pedestrians import make_pedestrians
 
 torch.set_num_threads(1)  # two processes with two threads each spend their time waiting for each other
@@ -75,4 +75,4 @@ def make_engine(make_cfg):
 @pytest.fixture
 def run_engine():
     """Return a function that trains or tests an engine as its configuration says."""
-    return lambda engine: engine.run(**build.engine_run_arguments(engine.cfg))
+    return lambda engine: engine.run(**arguments.engine_run_arguments(engine.cfg))

@@ -200,7 +200,9 @@ def test_a_query_without_a_match_is_a_warning_with_its_file(train, own_data, dat
 
 def test_training_images_in_the_gallery_void_the_guarantee(train, own_data, dataset_name):
     def leak(rows):
-        extra = [[path, pid, camid, "train"] for path, pid, camid, split in rows if split == "gallery" and pid != "0000"]
+        extra = [
+            [path, pid, camid, "train"] for path, pid, camid, split in rows if split == "gallery" and pid != "0000"
+        ]
         return rows + extra[:3]
 
     name = dataset_name
@@ -272,7 +274,7 @@ def test_an_output_below_a_file_is_an_error(train, tmp_path):
 
 
 def test_help_explains_every_privacy_key():
-    from ppreid_plugin.config import PRIVACY_OPTIONS
+    from ppreid_plugin.options import PRIVACY_OPTIONS
 
     shown = subprocess.run(
         [sys.executable, "tools/train.py", "--help"],

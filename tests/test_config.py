@@ -9,15 +9,14 @@ from yacs.config import CfgNode
 from ppreid_plugin import build
 from ppreid_plugin.cli import split_options
 from ppreid_plugin.config import (
-    OPTIONS,
     ConfigError,
     check_config,
-    describe_options,
     get_default_config,
     get_option,
     merge_file,
     merge_options,
 )
+from ppreid_plugin.options import OPTIONS, describe_options
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -116,7 +115,14 @@ def test_errors_name_key_value_and_fix(options, message):
         (["privacy.deid.enabled", "True", "privacy.deid.target", "pixelize"], "privacy.deid.target is 'pixelize'"),
         (["privacy.deid.enabled", "True", "privacy.deid.decoder", "big"], "privacy.deid.decoder is 'big'"),
         (
-            ["privacy.deid.enabled", "True", "privacy.adversary.enabled", "True", "privacy.adversary.names", "['iden']"],
+            [
+                "privacy.deid.enabled",
+                "True",
+                "privacy.adversary.enabled",
+                "True",
+                "privacy.adversary.names",
+                "['iden']",
+            ],
             "privacy.adversary.names is 'iden'; registered: identity",
         ),
         (["privacy.gallery.enabled", "True", "privacy.gallery.mechanism", "gausian"], "registered: gaussian, none"),

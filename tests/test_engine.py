@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ppreid_plugin import Component, DeIDDecoder, DPGallery, IdentityAdversary, build, with_privacy
+from ppreid_plugin import Component, DeIDDecoder, DPGallery, IdentityAdversary, arguments, build, with_privacy
 from ppreid_plugin.components import Trainable
 from ppreid_plugin.data.validation import VALIDATION
 from ppreid_plugin.dp import gaussian_delta
@@ -37,29 +37,29 @@ def record_losses(engine):
     return seen
 
 
-def stock_engine(cfg, engine_class, **arguments):
+def stock_engine(cfg, engine_class, **extra):
     """What torchreid's own main script builds for this configuration, in its order."""
     utils.set_random_seed(cfg.train.seed)
-    manager = torchreid_data.ImageDataManager(**build._image_data_arguments(cfg))
+    manager = torchreid_data.ImageDataManager(**arguments.image_data_arguments(cfg))
     model = models.build_model(
         cfg.model.name, num_classes=manager.num_train_pids, loss=cfg.loss.name, pretrained=False, use_gpu=False
     )
     utils.compute_model_complexity(model, (1, 3, cfg.data.height, cfg.data.width))
-    optimizer = optim.build_optimizer(model, **build._optimizer_arguments(cfg))
-    scheduler = optim.build_lr_scheduler(optimizer, **build._scheduler_arguments(cfg))
-    return engine_class(manager, model, optimizer, scheduler=scheduler, use_gpu=False, **arguments)
+    optimizer = optim.build_optimizer(model, **arguments.optimizer_arguments(cfg))
+    scheduler = optim.build_lr_scheduler(optimizer, **arguments.scheduler_arguments(cfg))
+    return engine_class(manager, model, optimizer, scheduler=scheduler, use_gpu=False, **extra)
 
 
 @pytest.mark.parametrize("options", [(), TRIPLET], ids=["softmax", "triplet"])
 def test_without_components_it_is_torchreid(make_cfg, make_engine, run_engine, monkeypatch, options):
     options = (*options, "train.max_epoch", 2, "test.eval_freq", 1, "train.fixbase_epoch", 1)
     cfg = make_cfg(*options)
-    arguments = {"label_smooth": True}
+    extra = {"label_smooth": True}
     engine_class = torchreid_engine.ImageSoftmaxEngine
     if options[1] == "triplet":
-        arguments |= {"margin": 0.3, "weight_t": 1.0, "weight_x": 0.5}
+        extra |= {"margin": 0.3, "weight_t": 1.0, "weight_x": 0.5}
         engine_class = torchreid_engine.ImageTripletEngine
-    stock = stock_engine(cfg, engine_class, **arguments)
+    stock = stock_engine(cfg, engine_class, **extra)
     stock_losses, figures = record_losses(stock), []
     own_evaluate_rank = metrics.evaluate_rank
 
@@ -70,7 +70,7 @@ def test_without_components_it_is_torchreid(make_cfg, make_engine, run_engine, m
 
     monkeypatch.setattr(metrics, "evaluate_rank", keep)
     monkeypatch.setattr(stock, "save_model", lambda *args, **kwargs: None)
-    stock.run(**build.engine_run_arguments(cfg))
+    stock.run(**arguments.engine_run_arguments(cfg))
     monkeypatch.undo()
 
     engine = make_engine(*options)
@@ -217,7 +217,7 @@ def test_a_model_built_for_another_loss_is_refused(make_cfg):
 
 def test_one_line_integration_trains_with_scheduler_none_and_saves(make_cfg, tmp_path):
     cfg = make_cfg()
-    manager = torchreid_data.ImageDataManager(**build._image_data_arguments(cfg))
+    manager = torchreid_data.ImageDataManager(**arguments.image_data_arguments(cfg))
     model = models.build_model("osnet_x0_25", manager.num_train_pids, pretrained=False)
     optimizer = optim.build_optimizer(model)
     Engine = with_privacy(torchreid_engine.ImageSoftmaxEngine)

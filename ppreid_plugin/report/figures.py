@@ -87,7 +87,7 @@ def load_images(paths: list[str], height: int, width: int) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
 
 
-def _pyplot():  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _pyplot():  # type: ignore[no-untyped-def]
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,0 +1,143 @@
+"""Every configuration key, once: its default and one sentence.
+
+The yacs node (`config.get_default_config`), the help text of the command line and ``docs/configuration.md`` are made
+from these tables. torchreid's keys keep torchreid's names and defaults; those marked (ours) are added.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# key: (default, what it does). Groups follow torchreid's own order.
+TORCHREID_OPTIONS: dict[str, tuple[Any, str]] = {
+    "use_gpu": (True, "use CUDA where there is a device"),
+    "model.name": ("resnet50", "a model of torchreid's model zoo"),
+    "model.pretrained": (True, "start from ImageNet weights where torchreid has them (downloads them once)"),
+    "model.load_weights": ("", "weights to start from: a file, or zoo:NAME for torchreid's trained models"),
+    "model.resume": ("", "checkpoint to continue from (model, optimizer, scheduler, privacy modules, epoch)"),
+    "data.type": ("image", "image or video"),
+    "data.root": ("reid-data", "folder that holds the data sets"),
+    "data.sources": (["market1501"], "data sets to train on"),
+    "data.targets": (["market1501"], "data sets to test on"),
+    "data.workers": (4, "data loading processes"),
+    "data.split_id": (0, "split number of data sets that have several"),
+    "data.height": (256, "image height in pixels"),
+    "data.width": (128, "image width in pixels"),
+    "data.combineall": (False, "train on train + query + gallery"),
+    "data.transforms": (
+        ["random_flip"],
+        "augmentation: random_flip, random_crop, random_patch, color_jitter, random_erase",
+    ),
+    "data.k_tfm": (1, "augmented copies of an image; torchreid's engines need 1"),
+    "data.norm_mean": ([0.485, 0.456, 0.406], "mean subtracted from RGB in [0, 1]"),
+    "data.norm_std": ([0.229, 0.224, 0.225], "standard deviation that RGB is divided by"),
+    "data.save_dir": ("log", "folder for checkpoints, TensorBoard and logs"),
+    "data.load_train_targets": (False, "also load the targets' training split"),
+    "data.download": (False, "let torchreid create missing folders and try its own download addresses (ours)"),
+    "market1501.use_500k_distractors": (False, "add the 500k distractors to Market-1501's gallery"),
+    "cuhk03.labeled_images": (False, "CUHK03: labeled boxes instead of detected ones"),
+    "cuhk03.classic_split": (False, "CUHK03: the classic split"),
+    "cuhk03.use_metric_cuhk03": (False, "CUHK03: single-gallery-shot metric"),
+    "sampler.train_sampler": ("RandomSampler", "sampler of the source train loader"),
+    "sampler.train_sampler_t": ("RandomSampler", "sampler of the target train loader"),
+    "sampler.num_instances": (4, "images an identity in a batch (RandomIdentitySampler)"),
+    "sampler.num_cams": (1, "cameras in a batch (RandomDomainSampler)"),
+    "sampler.num_datasets": (1, "data sets in a batch (RandomDatasetSampler)"),
+    "video.seq_len": (15, "images sampled from a tracklet"),
+    "video.sample_method": ("evenly", "evenly, random or all"),
+    "video.pooling_method": ("avg", "pooling of frame features over a tracklet: avg or max"),
+    "train.optim": ("adam", "adam, amsgrad, sgd, rmsprop or radam"),
+    "train.lr": (0.0003, "learning rate"),
+    "train.weight_decay": (5e-4, "weight decay"),
+    "train.max_epoch": (60, "number of epochs"),
+    "train.start_epoch": (0, "first epoch (0-based)"),
+    "train.batch_size": (32, "images (tracklets) in a training batch"),
+    "train.fixbase_epoch": (0, "epochs in which only train.open_layers learn"),
+    "train.open_layers": (["classifier"], "layers that learn during the first fixbase_epoch epochs"),
+    "train.staged_lr": (False, "smaller learning rate for the base layers"),
+    "train.new_layers": (["classifier"], "layers with the full learning rate under staged_lr"),
+    "train.base_lr_mult": (0.1, "factor on the base layers' learning rate under staged_lr"),
+    "train.lr_scheduler": ("single_step", "single_step, multi_step or cosine"),
+    "train.stepsize": ([20], "epochs between (single_step) or at (multi_step) decays"),
+    "train.gamma": (0.1, "factor of a decay"),
+    "train.print_freq": (20, "batches between two printed lines"),
+    "train.seed": (1, "seed of everything that may be seeded (never of a release)"),
+    "train.amp": (False, "bfloat16 autocast of the model's forward pass; same as --amp (ours)"),
+    "sgd.momentum": (0.9, "momentum of sgd and rmsprop"),
+    "sgd.dampening": (0.0, "dampening of sgd"),
+    "sgd.nesterov": (False, "Nesterov momentum"),
+    "rmsprop.alpha": (0.99, "smoothing constant of rmsprop"),
+    "adam.beta1": (0.9, "decay of the first moment"),
+    "adam.beta2": (0.999, "decay of the second moment"),
+    "loss.name": ("softmax", "softmax or triplet"),
+    "loss.softmax.label_smooth": (True, "label smoothing"),
+    "loss.triplet.margin": (0.3, "distance margin"),
+    "loss.triplet.weight_t": (1.0, "weight of the hard triplet loss"),
+    "loss.triplet.weight_x": (0.0, "weight of the cross entropy beside it"),
+    "test.batch_size": (100, "images (tracklets) in a test batch"),
+    "test.dist_metric": ("euclidean", "euclidean or cosine (a protected gallery is always matched by cosine)"),
+    "test.normalize_feature": (False, "L2-normalize features before the distance"),
+    "test.ranks": ([1, 5, 10, 20], "CMC ranks that are printed"),
+    "test.evaluate": (False, "test only"),
+    "test.eval_freq": (-1, "epochs between evaluations (-1: only after training)"),
+    "test.start_eval": (0, "first epoch that may be evaluated"),
+    "test.rerank": (False, "k-reciprocal re-ranking (with test.evaluate)"),
+    "test.visrank": (False, "pictures of ranked results (with test.evaluate)"),
+    "test.visrank_topk": (10, "ranks in these pictures"),
+    "test.exclude_same_camera": (True, "drop gallery rows of the query's pid and camera; False for one camera (ours)"),
+}
+
+PRIVACY_OPTIONS: dict[str, tuple[Any, str]] = {
+    "privacy.deid.enabled": (False, "stage 1: train a De-ID decoder with the encoder"),
+    "privacy.deid.target": ("pixelate", "what it must reproduce: a name, or several as pixelate:1.0,blur:0.5"),
+    "privacy.deid.blocks": (8, "pixelate: blocks across the image's width"),
+    "privacy.deid.sigma": (0.02, "blur: standard deviation as a fraction of the image's height"),
+    "privacy.deid.weight": (10.0, "weight of the De-ID loss in the encoder's objective, >= 0"),
+    "privacy.deid.loss": ("mse", "distance between decoded image and target: mse or l1"),
+    "privacy.deid.decoder": ("light", "decoder network, by registered name"),
+    "privacy.deid.input": ("feature", "what it decodes: feature or feature_map"),
+    "privacy.deid.height": (64, "height of the decoded image in pixels"),
+    "privacy.deid.width": (32, "width of the decoded image in pixels"),
+    "privacy.deid.lr": (0.001, "learning rate of the decoder (Adam)"),
+    "privacy.deid.kwargs": ({}, "further arguments of targets and decoders that others registered"),
+    "privacy.adversary.enabled": (False, "stage 1: train the encoder against Adv-ID adversaries"),
+    "privacy.adversary.names": (["identity"], "adversaries, by registered name"),
+    "privacy.adversary.input": ("reconstruction", "what they read: reconstruction (needs the decoder) or feature"),
+    "privacy.adversary.schedule": ("reversal", "reversal: bounded gradient reversal"),
+    "privacy.adversary.weight": (0.1, "weight of each adversarial term in the encoder's objective, >= 0"),
+    "privacy.adversary.ramp": (True, "let the weight grow from 0 over the training (Ganin and Lempitsky 2015)"),
+    "privacy.adversary.lr": (0.001, "learning rate of the adversaries (Adam)"),
+    "privacy.adversary.kwargs": ({}, "further arguments of adversaries that others registered"),
+    "privacy.gallery.enabled": (False, "stage 2: evaluate a differentially private gallery too"),
+    "privacy.gallery.mechanism": ("gaussian", "DP mechanism, by registered name"),
+    "privacy.gallery.unit": ("image", "unit of privacy: image (one gallery row)"),
+    "privacy.gallery.epsilon": (16.0, "budget of one unit under replace adjacency, > 0"),
+    "privacy.gallery.delta": (None, "failure probability; None: 1e-5 for approximate mechanisms, 0 for pure ones"),
+    "privacy.gallery.clip_norm": (1.0, "bound C on a row's L2 norm; the sensitivity is 2C"),
+    "privacy.gallery.transform": ("center", "public transform, fitted on the training split: center or none"),
+    "privacy.gallery.fit_images": (0, "training images that the transform is fitted on (0: all)"),
+    "privacy.gallery.background_pids": ([0], "pids that are no person: no template, no enrolled query"),
+    "privacy.gallery.kwargs": ({}, "further arguments of mechanisms that others registered"),
+    "privacy.validation.ids_fraction": (0.0, "share of the training people held out to choose the best checkpoint"),
+    "privacy.validation.seed": (1, "seed of the choice of these people"),
+}
+
+OPTIONS = {**TORCHREID_OPTIONS, **PRIVACY_OPTIONS}
+
+
+def describe_options(options: dict[str, tuple[Any, str]] = OPTIONS) -> str:
+    """One line a key: name, default, what it does. Made from `OPTIONS`; used by ``--help`` and the documentation."""
+    width = max(map(len, options))
+    return "\n".join(f"  {key:<{width}}  {text} [{default!r}]" for key, (default, text) in options.items())
+
+
+def options_markdown() -> str:
+    """The text of ``docs/configuration.md``: a table of the privacy keys, then torchreid's."""
+    parts = [
+        "# Configuration\n\nMade from `ppreid_plugin/options.py` by `make docs`; `python tools/train.py --help` shows "
+        "the same.\nStock torchreid YAML files work unchanged; options on a command line are `KEY VALUE` pairs.\n"
+    ]
+    for title, options in (("Privacy keys", PRIVACY_OPTIONS), ("torchreid's keys", TORCHREID_OPTIONS)):
+        rows = "\n".join(f"| `{key}` | `{default!r}` | {text} |" for key, (default, text) in options.items())
+        parts.append(f"## {title}\n\n| key | default | what it does |\n| --- | --- | --- |\n{rows}\n")
+    return "\n".join(parts)

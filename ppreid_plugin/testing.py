@@ -1,0 +1,120 @@
+"""The evaluation half of a private engine: clean figures by torchreid's own ``test``, protected ones beside them."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any
+
+from torch import Tensor
+
+from .autocast import model_autocast
+from .components import Component
+from .data.validation import training_set_for_features
+from .dp.gallery import DPGallery
+from .evaluation import Extracted, TargetResult, exact_ranking, extract, light_loader, protected_result
+
+
+class EvaluationMixin:
+    """Overrides ``parse_data_for_eval``, ``extract_features`` and ``test`` of a torchreid engine."""
+
+    components: tuple[Component, ...]
+    exclude_same_camera: bool
+    results: dict[str, TargetResult]
+    datamanager: Any
+    test_loader: dict[str, Any]
+    epoch: int
+    writer: Any
+    _replaying: bool
+
+    @property
+    def gallery(self) -> DPGallery | None:
+        """The DP gallery among the components, if there is one."""
+        return next((c for c in self.components if isinstance(c, DPGallery)), None)
+
+    def parse_data_for_eval(self, data: Any) -> Any:
+        """Parse as torchreid does; features that are evaluated again pass as they are."""
+        if self._replaying:
+            return data["img"], data["pid"], data["camid"]
+        return super().parse_data_for_eval(data)  # type: ignore[misc]
+
+    def extract_features(self, input: Tensor) -> Tensor:
+        """Extract as torchreid does; features that are evaluated again pass as they are."""
+        if self._replaying:
+            return input
+        return super().extract_features(input)  # type: ignore[misc]
+
+    def test(self, *args: Any, **kwargs: Any) -> float:
+        """Evaluate all targets as torchreid does, and the protected gallery beside it where there is a `DPGallery`.
+
+        Each image is extracted once. `results` holds all figures; the research noise of the protected gallery is the
+        same draw at each call.
+
+        Returns:
+            rank-1 of the last target, unprotected, as a fraction (what torchreid's own ``test`` returns).
+        """
+        bound = inspect.signature(super().test).bind(*args, **kwargs)  # type: ignore[misc]
+        bound.apply_defaults()
+        options = dict(bound.arguments)
+        self.set_model_mode("eval")  # type: ignore[attr-defined]
+        sets = {}
+        with model_autocast(self):
+            for name, loaders in self.test_loader.items():
+                items = self.datamanager.test_dataset[name]
+                sets[name] = {r: extract(self, loaders[r], f"{name} {r}", items[r]) for r in ("query", "gallery")}
+            train = self._training_features()
+        rank1, rankings = self._replay(sets, options)
+        self.results = {name: TargetResult(clean=ranking) for name, ranking in zip(sets, rankings, strict=True)}
+        if self.gallery is not None:
+            self._test_protected(self.gallery, sets, train, options)
+        for name, result in self.results.items():
+            print(f"{name}: mINP {result.clean.mINP:.1%}, {result.clean.num_valid_queries} queries with a match")
+        return rank1
+
+    def _training_features(self) -> Tensor | None:
+        gallery = self.gallery
+        if gallery is None or not gallery.needs_training_features:
+            return None
+        loader = training_set_for_features(self.datamanager, gallery.fit_images, gallery.seed)
+        return extract(self, loader, "training split (for the public transform)", loader.dataset.data).features  # type: ignore[attr-defined]
+
+    def _replay(self, sets: dict[str, dict[str, Extracted]], options: dict[str, Any]) -> tuple[float, list[Any]]:
+        """Run torchreid's own ``test`` on features that are there already, with exact ranking in place of its own."""
+        loaders = self.test_loader
+        self.test_loader = {name: {r: [light_loader(s)] for r, s in roles.items()} for name, roles in sets.items()}
+        self._replaying = True
+        try:
+            max_rank = max(50, *options["ranks"])
+            with exact_ranking(exclude_same_camera=self.exclude_same_camera, max_rank=max_rank) as rankings:
+                rank1 = super().test(**options)  # type: ignore[misc]
+        finally:
+            self._replaying = False
+            self.test_loader = loaders
+        return float(rank1), rankings
+
+    def _test_protected(
+        self, gallery: DPGallery, sets: dict[str, dict[str, Extracted]], train: Tensor | None, options: dict[str, Any]
+    ) -> None:
+        gallery.fit(train)
+        protected = {
+            name: {
+                "query": roles["query"].with_features(gallery.transform(roles["query"].features)),
+                "gallery": roles["gallery"].with_features(gallery.protect(roles["gallery"].features)),
+            }
+            for name, roles in sets.items()
+        }
+        print(gallery.banner())
+        writer, self.writer = self.writer, None
+        save_dir = os.path.join(options["save_dir"], "protected")
+        try:
+            options = {**options, "dist_metric": "cosine", "normalize_feature": False, "save_dir": save_dir}
+            _, rankings = self._replay(protected, options)
+        finally:
+            self.writer = writer
+        for (name, roles), ranking in zip(protected.items(), rankings, strict=True):
+            result = protected_result(gallery, sets[name], roles, ranking, exclude_same_camera=self.exclude_same_camera)
+            self.results[name].protected = result
+            print(result.table(name, self.results[name].clean))
+            if self.writer is not None:
+                self.writer.add_scalar(f"Test/{name}/protected_rank1", ranking.rank1, self.epoch)
+                self.writer.add_scalar(f"Test/{name}/protected_mAP", ranking.mAP, self.epoch)

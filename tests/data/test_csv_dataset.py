@@ -1,0 +1,75 @@
+"""Own data in a CSV file: numbering, paths and errors."""
+
+import pickle
+
+import pytest
+
+from ppreid_plugin.data.csv_dataset import CSVDataset, CSVFormatError, register_csv_dataset
+
+HEADER = "path,pid,camid,split\n"
+GOOD = "a.jpg,7,1,train\nb.jpg,3,2,train\nq.jpg,7,1,query\ng.jpg,7,2,gallery\nj.jpg,-1,2,gallery\nz.jpg,0,2,gallery\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def make(text):
+        path = tmp_path / "own.csv"
+        path.write_text(text)
+        return path
+
+    return make
+
+
+def test_numbers_keep_their_meaning(write):
+    dataset = CSVDataset(str(write(HEADER + GOOD)), verbose=False)
+    folder = write(HEADER + GOOD).parent
+    assert dataset.train == [(str(folder / "a.jpg"), 1, 1, 0), (str(folder / "b.jpg"), 0, 2, 0)]
+    assert dataset.query == [(str(folder / "q.jpg"), 7, 1, 0)]
+    # junk (-1) is dropped, background (0) stays
+    assert [item[1:3] for item in dataset.gallery] == [(7, 2), (0, 2)]
+
+
+def test_words_are_numbered_in_sorted_order_and_never_background(write):
+    text = "a.jpg,Eve,door,train\nq.jpg,Bob,door,query\ng.jpg,Bob,yard,gallery\nh.jpg,Amy,yard,gallery\n"
+    dataset = CSVDataset(str(write(HEADER + text)), verbose=False)
+    assert [item[1:3] for item in dataset.query + dataset.gallery] == [(2, 0), (2, 1), (1, 1)]
+
+
+def test_worker_processes_that_start_afresh_can_have_it(write):
+    dataset = CSVDataset(str(write(HEADER + GOOD)), verbose=False)
+    assert pickle.loads(pickle.dumps(dataset)).gallery == dataset.gallery
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,pid,split\na,1,train\n", "lacks column camid .*it has path, pid, split"),
+        (HEADER, "has no rows"),
+        (HEADER + "a.jpg,1,1,test\n", "line 2: split is 'test'; allowed: train, query, gallery"),
+        (HEADER + "a.jpg,,1,train\n", "line 2: pid is empty"),
+        (HEADER + "a.jpg,1,1\n", "line 2: split is empty"),
+        (HEADER + GOOD.replace("query", "train"), "no row with split 'query'"),
+        (HEADER + GOOD + "q.jpg,7,1,gallery\n", "1 images are query and gallery at once, such as .*q.jpg"),
+    ],
+)
+def test_errors_name_file_line_and_fix(write, text, message):
+    with pytest.raises(CSVFormatError, match=message):
+        CSVDataset(str(write(text)), verbose=False)
+
+
+def test_a_name_is_registered_once_and_never_taken_over(write, tmp_path):
+    file = write(HEADER + GOOD)
+    assert register_csv_dataset(f"csv_test={file}") == "csv_test"
+    assert register_csv_dataset(f"csv_test={file}") == "csv_test"
+    other = tmp_path / "other.csv"
+    other.write_text(HEADER + GOOD)
+    with pytest.raises(ValueError, match="'csv_test' is a data set already"):
+        register_csv_dataset(f"csv_test={other}")
+    with pytest.raises(ValueError, match="'market1501' is a data set already"):
+        register_csv_dataset(f"market1501={file}")
+
+
+@pytest.mark.parametrize("spec", ["csv", "=x.csv", "a b=x.csv", "name="])
+def test_a_spec_of_another_form_is_an_error(spec):
+    with pytest.raises(ValueError, match=r"must be NAME=FILE\.csv"):
+        register_csv_dataset(spec)
