@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(RUN) tools/demo.py --epsilon $(EPSILON) $(DEMO_ARGS)
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_PROCESSES) --benchmark-disable
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_PROCESSES) --ignore=tests/benchmarks
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
@@ -21,7 +21,7 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.installed
-	$(RUN) -m pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,rounds
+	$(RUN) -m pytest tests/benchmarks -s --benchmark-columns=min,median,rounds
 
 docs: $(VENV)/.installed
 	$(RUN) tools/write_docs.py

@@ -31,10 +31,11 @@ from .data.checks import (
 from .data.images import check_files, use_strict_reading
 from .data.validation import hold_out_people
 from .dp.gallery import DPGallery
+from .dp.mechanisms import MECHANISMS
 from .engine import with_privacy
 from .features import UNSUPPORTED_MODELS
-from .registry import closest
-from .suppression import ADVERSARIES, DeIDDecoder
+from .registry import check_arguments, closest
+from .suppression import ADVERSARIES, DEID_TARGETS, DeIDDecoder, parse_deid_targets
 from .zoo import resolve
 
 _log = logging.getLogger(__name__)
@@ -140,6 +141,8 @@ def build_components(cfg: CfgNode) -> list[Component]:
     privacy = cfg.privacy
     components: list[Component] = []
     if privacy.deid.enabled:
+        targets = [DEID_TARGETS.get(name) for name in parse_deid_targets(privacy.deid.target)]
+        check_arguments(privacy.deid.kwargs, targets, key="privacy.deid.kwargs")
         components.append(
             DeIDDecoder(
                 privacy.deid.target,
@@ -158,6 +161,7 @@ def build_components(cfg: CfgNode) -> list[Component]:
     if privacy.adversary.enabled:
         for index, name in enumerate(privacy.adversary.names):
             adversary = ADVERSARIES.get(name, key="privacy.adversary.names")
+            check_arguments(privacy.adversary.kwargs, [adversary], key="privacy.adversary.kwargs")
             components.append(
                 adversary(
                     input=privacy.adversary.input,
@@ -171,6 +175,8 @@ def build_components(cfg: CfgNode) -> list[Component]:
                 )
             )
     if privacy.gallery.enabled:
+        mechanism = MECHANISMS.get(privacy.gallery.mechanism, key="privacy.gallery.mechanism")
+        check_arguments(privacy.gallery.kwargs, [mechanism], key="privacy.gallery.kwargs")
         components.append(
             DPGallery(
                 privacy.gallery.mechanism,

@@ -99,7 +99,7 @@ PRIVACY_OPTIONS: dict[str, tuple[Any, str]] = {
     "privacy.deid.height": (64, "height of the decoded image in pixels"),
     "privacy.deid.width": (32, "width of the decoded image in pixels"),
     "privacy.deid.lr": (0.001, "learning rate of the decoder (Adam)"),
-    "privacy.deid.kwargs": ({}, "further arguments of targets and decoders that others registered"),
+    "privacy.deid.kwargs": ({}, "further arguments of De-ID targets"),
     "privacy.adversary.enabled": (False, "stage 1: train the encoder against Adv-ID adversaries"),
     "privacy.adversary.names": (["identity"], "adversaries, by registered name"),
     "privacy.adversary.input": ("reconstruction", "what they read: reconstruction (needs the decoder) or feature"),

@@ -8,8 +8,9 @@ group ``ppreid_plugin.components``: the module it names is imported at the first
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from typing import Generic, TypeVar
 
@@ -102,6 +103,29 @@ class Registry(Generic[T]):
     def __contains__(self, name: object) -> bool:
         load_entry_points()
         return name in self._entries
+
+
+def check_arguments(arguments: Iterable[str], takers: Iterable[Callable[..., object]], *, key: str) -> None:
+    """Check that each of ``arguments`` is a parameter of at least one of ``takers``.
+
+    Raises:
+        ValueError: naming ``key``, the argument, and what is allowed.
+
+    Example:
+        >>> check_arguments(["blocks"], [lambda blocks=8: None], key="privacy.deid.kwargs")
+    """
+    allowed: set[str] = set()
+    for taker in takers:
+        parameters = inspect.signature(taker).parameters
+        if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return
+        allowed |= set(parameters)
+    for argument in arguments:
+        if argument not in allowed:
+            names = sorted(allowed)
+            raise ValueError(
+                f"{key} has '{argument}'; allowed: {', '.join(names) or 'none'}.{closest(argument, names)}"
+            )
 
 
 def load_entry_points() -> None:

@@ -126,6 +126,11 @@ def test_errors_name_key_value_and_fix(options, message):
             "privacy.adversary.names is 'iden'; registered: identity",
         ),
         (["privacy.gallery.enabled", "True", "privacy.gallery.mechanism", "gausian"], "registered: gaussian, none"),
+        (["privacy.deid.enabled", "True", "privacy.deid.kwargs.block", "3"], "kwargs has 'block'; allowed: blocks"),
+        (
+            ["privacy.gallery.enabled", "True", "privacy.gallery.kwargs.k", "3"],
+            "privacy.gallery.kwargs has 'k'; allowed",
+        ),
         (["privacy.gallery.enabled", "True", "privacy.gallery.delta", "0"], "delta is 0.0.*0 < delta < 1"),
         (["privacy.gallery.enabled", "True", "privacy.gallery.delta", "1.5"], "delta is 1.5"),
         (["privacy.gallery.enabled", "True", "privacy.gallery.transform", "centre"], "'centre'; registered: center"),

@@ -50,13 +50,16 @@ def stock_engine(cfg, engine_class, **extra):
     return engine_class(manager, model, optimizer, scheduler=scheduler, use_gpu=False, **extra)
 
 
-@pytest.mark.parametrize("options", [(), TRIPLET], ids=["softmax", "triplet"])
+STAGED = ("train.staged_lr", True, "train.lr_scheduler", "cosine", "train.optim", "sgd")
+
+
+@pytest.mark.parametrize("options", [STAGED, TRIPLET], ids=["softmax, staged lr", "triplet"])
 def test_without_components_it_is_torchreid(make_cfg, make_engine, run_engine, monkeypatch, options):
     options = (*options, "train.max_epoch", 2, "test.eval_freq", 1, "train.fixbase_epoch", 1)
     cfg = make_cfg(*options)
     extra = {"label_smooth": True}
     engine_class = torchreid_engine.ImageSoftmaxEngine
-    if options[1] == "triplet":
+    if cfg.loss.name == "triplet":
         extra |= {"margin": 0.3, "weight_t": 1.0, "weight_x": 0.5}
         engine_class = torchreid_engine.ImageTripletEngine
     stock = stock_engine(cfg, engine_class, **extra)
