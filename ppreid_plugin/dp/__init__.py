@@ -8,6 +8,7 @@ from ppreid_plugin.dp.calibration import (
     gaussian_sigma,
     person_level_epsilon,
 )
+from ppreid_plugin.dp.composition import compose, composed_delta
 from ppreid_plugin.dp.mechanisms import MECHANISMS, Mechanism, build_mechanism, register_mechanism
 from ppreid_plugin.dp.transforms import TRANSFORMS, PublicTransform, build_transform, register_transform
 
@@ -19,7 +20,9 @@ __all__ = [
     "build_mechanism",
     "build_transform",
     "clip_rows",
+    "compose",
     "compose_gaussian",
+    "composed_delta",
     "gaussian_delta",
     "gaussian_epsilon",
     "gaussian_sigma",

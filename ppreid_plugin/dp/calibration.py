@@ -15,15 +15,16 @@ Differential Privacy", arXiv 1905.02383, Corollary 3.3 (composition).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
-from scipy.special import erfcx
 
-# Distance to keep from log(delta): far above the rounding error of _log_delta (1e-13), far below what sigma shows.
+from ppreid_plugin.dp.composition import compose
+from ppreid_plugin.dp.numerics import is_number, log_delta, require_delta, require_positive, smallest
+
+# Distance to keep from log(delta): far above the rounding error of log_delta (1e-13), far below what sigma shows.
 _MARGIN = 1e-11
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
 
 
 def gaussian_delta(sigma: float, epsilon: float, sensitivity: float) -> float:
@@ -41,10 +42,10 @@ def gaussian_delta(sigma: float, epsilon: float, sensitivity: float) -> float:
         >>> f"{gaussian_delta(0.688, 16.0, 2.0):.1e}"
         '1.0e-05'
     """
-    if not (_is_number(epsilon) and 0 <= epsilon < math.inf):
+    if not (is_number(epsilon) and 0 <= epsilon < math.inf):
         raise ValueError(f"epsilon is {epsilon!r}, must be a finite number >= 0. Pass for example epsilon=8.0.")
     mu = require_positive("sensitivity", sensitivity) / require_positive("sigma", sigma)
-    return math.exp(_log_delta(mu, float(epsilon)))
+    return math.exp(log_delta(mu, float(epsilon)))
 
 
 def gaussian_sigma(epsilon: float, delta: float, sensitivity: float) -> float:
@@ -64,7 +65,7 @@ def gaussian_sigma(epsilon: float, delta: float, sensitivity: float) -> float:
     """
     epsilon, target = require_positive("epsilon", epsilon), _log_target(delta)
     sensitivity = require_positive("sensitivity", sensitivity)
-    return sensitivity * _smallest(lambda sigma: _log_delta(1.0 / sigma, epsilon) <= target)
+    return sensitivity * smallest(lambda sigma: log_delta(1.0 / sigma, epsilon) <= target)
 
 
 def gaussian_epsilon(sigma: float, delta: float, sensitivity: float) -> float:
@@ -84,9 +85,9 @@ def gaussian_epsilon(sigma: float, delta: float, sensitivity: float) -> float:
     """
     mu = require_positive("sensitivity", sensitivity) / require_positive("sigma", sigma)
     target = _log_target(delta)
-    if _log_delta(mu, 0.0) <= target:
+    if log_delta(mu, 0.0) <= target:
         return 0.0
-    return _smallest(lambda epsilon: _log_delta(mu, epsilon) <= target)
+    return smallest(lambda epsilon: log_delta(mu, epsilon) <= target)
 
 
 def compose_gaussian(mus: Iterable[float]) -> float:
@@ -104,7 +105,7 @@ def compose_gaussian(mus: Iterable[float]) -> float:
     """
     values = list(mus)
     for mu in values:
-        if not (_is_number(mu) and 0 <= mu < math.inf):
+        if not (is_number(mu) and 0 <= mu < math.inf):
             raise ValueError(f"mu is {mu!r}, must be a finite number >= 0. Pass sensitivity / sigma of each release.")
     return math.hypot(*values)
 
@@ -124,81 +125,46 @@ class _Budget(Protocol):
     def sigma(self) -> float | None: ...
 
 
-def person_level_epsilon(mechanism: _Budget, rows: int) -> float:
-    r"""Return the epsilon of a *person* whose ``rows`` rows all went through ``mechanism``, at the same delta.
+def person_level_epsilon(mechanism: _Budget, rows: int, *, delta: float | None = None) -> float:
+    r"""Return the epsilon of a *person* whose ``rows`` rows all went through ``mechanism``.
 
     Gaussian: the rows together have :math:`\sqrt{k}\,\mu`, converted once. Pure: basic composition,
-    :math:`k\varepsilon`, which no bound at delta 0 improves. ``none`` (epsilon infinite) stays infinite.
+    :math:`k\varepsilon`, which no bound at delta 0 improves; at a ``delta`` above 0 the optimal composition
+    (:func:`.composition.compose`), never more than :math:`k\varepsilon`. ``none`` (epsilon infinite) stays infinite.
 
     Args:
         mechanism: an object with ``name, pure, epsilon, delta, sensitivity, sigma``.
         rows: number of rows of the person, >= 1.
+        delta: failure probability of the *person*; None takes the mechanism's own (0 if it is pure).
 
     Raises:
-        ValueError: ``rows`` is no whole number >= 1, or the mechanism is neither pure nor Gaussian.
+        ValueError: ``rows`` is no whole number >= 1, ``delta`` is out of range, or the mechanism is neither pure nor
+            Gaussian.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> pure = SimpleNamespace(name="pure", pure=True, epsilon=0.1, delta=0.0, sensitivity=2.0, sigma=None)
+        >>> person_level_epsilon(pure, 100), round(person_level_epsilon(pure, 100, delta=1e-5), 2)
+        (10.0, 4.31)
     """
     if isinstance(rows, bool) or not isinstance(rows, (int, np.integer)) or rows < 1:
         raise ValueError(f"rows is {rows!r}, must be a whole number >= 1. Pass the number of the person's rows.")
-    if math.isinf(mechanism.epsilon) or mechanism.pure or rows == 1:
-        return float(rows * mechanism.epsilon)
-    if mechanism.sigma is None:
-        raise ValueError(
-            f"mechanism is {mechanism.name!r}, which is neither pure nor Gaussian: no person-level epsilon at the same "
-            "delta is known for it. Use the person unit (one row a person) instead."
-        )
-    return gaussian_epsilon(mechanism.sigma, mechanism.delta, math.sqrt(rows) * mechanism.sensitivity)
-
-
-def require_positive(name: str, value: object) -> float:
-    """Return ``value`` as a float if it is a finite number > 0; ValueError otherwise (a bool too)."""
-    if not (_is_number(value) and 0 < value < math.inf):  # type: ignore[operator]
-        raise ValueError(f"{name} is {value!r}, must be a finite number > 0. Pass for example {name}=8.0.")
-    return float(value)  # type: ignore[arg-type]
-
-
-def require_delta(delta: object, *, who: str = "the Gaussian mechanism") -> float:
-    """Return ``delta`` as a float if it lies in (0, 1); ValueError otherwise, in the name of ``who``."""
-    if not (_is_number(delta) and 0 < delta < 1):  # type: ignore[operator]
-        raise ValueError(
-            f"delta is {delta!r}, {who} needs 0 < delta < 1. Pass for example delta=1e-5, "
-            "or choose a pure mechanism, whose delta is 0."
-        )
-    return float(delta)  # type: ignore[arg-type]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if math.isinf(mechanism.epsilon):
+        return math.inf
+    whole = mechanism.delta if delta is None else delta
+    if mechanism.pure:
+        return compose(epsilons=[mechanism.epsilon] * int(rows), delta=whole)
+    if mechanism.sigma is not None:
+        if rows == 1 and whole == mechanism.delta:
+            return float(mechanism.epsilon)
+        return gaussian_epsilon(mechanism.sigma, whole, math.sqrt(rows) * mechanism.sensitivity)
+    if rows == 1 and whole >= mechanism.delta:
+        return float(mechanism.epsilon)
+    raise ValueError(
+        f"mechanism is {mechanism.name!r}, which is neither pure nor Gaussian: no person-level epsilon at the same "
+        "delta is known for it. Use the person unit (one row a person) instead."
+    )
 
 
 def _log_target(delta: float) -> float:
     return math.log(require_delta(delta)) - _MARGIN
-
-
-def _mills(t: float) -> float:
-    return math.sqrt(math.pi / 2) * float(erfcx(t / math.sqrt(2)))
-
-
-def _log_delta(mu: float, epsilon: float) -> float:
-    low, high = epsilon / mu - mu / 2, epsilon / mu + mu / 2
-    if mu < 0.1:  # the difference of two near-equal values: integrate -M'(t) = 1 - t M(t) over [low, high] instead
-        slopes = [1 - t * _mills(t) for t in ((low + high) / 2 + mu / 2 * _NODES).tolist()]
-        gap = mu / 2 * float(np.dot(_WEIGHTS, slopes))
-    else:
-        gap = _mills(low) - _mills(high)
-    if gap == math.inf:  # M overflows below t = -37, where delta is 1 to the last digit
-        return 0.0
-    log_density = -0.5 * low * low - 0.5 * math.log(2 * math.pi)
-    return min(0.0, log_density + math.log(gap)) if gap > 0 else -math.inf
-
-
-def _smallest(holds: Callable[[float], bool]) -> float:
-    """Return the smallest float for which ``holds``, a test that fails below some point and holds from there on."""
-    high = 1.0
-    while not holds(high):
-        high *= 2
-    low = high / 2
-    while low > 0 and holds(low):
-        high, low = low, low / 2
-    while low < (middle := low + (high - low) / 2) < high:
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
