@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from yacs.config import CfgNode
@@ -23,6 +23,7 @@ from . import arguments, build
 from .config import ConfigError, get_default_config, is_config_key, merge_file, merge_options
 from .data.csv_dataset import register_csv_dataset
 from .options import OPTIONS, describe_options
+from .progress import Tee
 from .registry import closest
 from .report.record import environment, result_to_dict, write_json
 
@@ -176,28 +177,11 @@ def tee(path: Path) -> Iterator[None]:
     console = sys.stdout
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as log:
-        sys.stdout = _Tee(console, log)
+        sys.stdout = Tee(console, log)
         try:
             yield
         finally:
             sys.stdout = console
-
-
-class _Tee:
-    def __init__(self, console: TextIO, log: TextIO) -> None:
-        self.console = console
-        self.log = log
-
-    def write(self, text: str) -> int:
-        self.log.write(text)
-        return self.console.write(text)
-
-    def flush(self) -> None:
-        self.console.flush()
-        self.log.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.console, name)
 
 
 def _hint(word: str) -> str:

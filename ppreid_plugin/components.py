@@ -80,6 +80,8 @@ class Component:
     encoder's loss), `start_step` just before, `finish_step` after torchreid's backward pass and optimizer step.
     """
 
+    in_training = True  # False for a part that only evaluation uses: it needs no access to the feature
+
     def build(self, context: Context) -> None:
         """Make the modules. Called once, when the engine is constructed."""
 
@@ -94,11 +96,6 @@ class Component:
     def finish_step(self, batch: Batch) -> dict[str, float]:
         """Take the component's own step; the returned figures are logged."""
         return {}
-
-    @property
-    def trains(self) -> bool:
-        """Whether the component takes part in training."""
-        return bool(self.trainables())
 
 
 @contextmanager

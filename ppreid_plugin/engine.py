@@ -84,7 +84,7 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
         self._batch: Batch | None = None
         self._tap: FeatureTap | None = None
         _check_model_fits(self)
-        if any(type(c).loss_terms is not Component.loss_terms for c in self.components):
+        if any(component.in_training for component in self.components):
             self._tap = FeatureTap(self.model)
             context = self._context()
             for component in self.components:

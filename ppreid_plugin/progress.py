@@ -5,11 +5,39 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TextIO, TypeVar
 
 T = TypeVar("T", covariant=True)
 
 _LINE_EVERY_S = 15.0
+
+
+class Tee:
+    """Stands in for ``sys.stdout``: writes to a console and to a log.
+
+    Args:
+        console: what ``sys.stdout`` was; a progress bar puts itself in its place for a while.
+        log: open text file.
+    """
+
+    def __init__(self, console: TextIO, log: TextIO) -> None:
+        self.console = console
+        self.log = log
+
+    def write(self, text: str) -> int:
+        """Write to both."""
+        self.log.write(text)
+        return self.console.write(text)
+
+    def flush(self) -> None:
+        """Flush both."""
+        self.console.flush()
+        self.log.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "console":  # not set yet (copying): do not recurse
+            raise AttributeError(name)
+        return getattr(self.console, name)
 
 
 class SizedIterable(Protocol[T]):
@@ -48,6 +76,8 @@ class track(Generic[T]):  # noqa: N801  (used like a function, as rich.progress.
         return self._bar() if sys.stdout.isatty() else self._lines()
 
     def _bar(self) -> Iterator[T]:
+        from rich.console import Console
+        from rich.file_proxy import FileProxy
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
@@ -58,12 +88,21 @@ class track(Generic[T]):  # noqa: N801  (used like a function, as rich.progress.
             TimeRemainingColumn(),
         )
         start = time.perf_counter()
-        with Progress(*columns, transient=True) as progress:
-            task = progress.add_task(self.description, total=len(self), rate="")
-            for done, item in enumerate(self.items, 1):
-                yield item
-                rate = done * self.per_item / max(time.perf_counter() - start, 1e-9)
-                progress.update(task, advance=1, rate=f"{rate:.0f} {self.unit}/s")
+        tee = sys.stdout if isinstance(sys.stdout, Tee) else None
+        terminal = tee.console if tee else sys.stdout
+        console = Console(file=terminal)
+        with Progress(*columns, console=console, transient=True, redirect_stdout=tee is None) as progress:
+            if tee:  # what is printed goes above the bar, and to the log without it
+                tee.console = FileProxy(console, terminal)  # type: ignore[assignment]
+            try:
+                task = progress.add_task(self.description, total=len(self), rate="")
+                for done, item in enumerate(self.items, 1):
+                    yield item
+                    rate = done * self.per_item / max(time.perf_counter() - start, 1e-9)
+                    progress.update(task, advance=1, rate=f"{rate:.0f} {self.unit}/s")
+            finally:
+                if tee:
+                    tee.console = terminal
 
     def _lines(self) -> Iterator[T]:
         start = last = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ class TrainingMixin:
     def train(self, *args: Any, **kwargs: Any) -> None:
         """Train one epoch, with a progress bar on a terminal."""
         loader = self.train_loader
-        if os.isatty(1):
+        if sys.stdout.isatty():
             size = getattr(loader, "batch_size", 1) or 1
             self.train_loader = track(loader, f"epoch {self.epoch + 1}", per_item=size, unit="images")
         try:

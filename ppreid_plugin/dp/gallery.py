@@ -45,6 +45,7 @@ class DPGallery(Component):
     """
 
     name = "dp_gallery"
+    in_training = False
 
     def __init__(
         self,
