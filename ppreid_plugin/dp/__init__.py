@@ -10,12 +10,18 @@ from ppreid_plugin.dp.calibration import (
 )
 from ppreid_plugin.dp.composition import compose, composed_delta
 from ppreid_plugin.dp.mechanisms import MECHANISMS, Mechanism, build_mechanism, register_mechanism
+from ppreid_plugin.dp.sphere import PrivUnit, PrivUnitG
+from ppreid_plugin.dp.subset import CodebookMechanism, PriorSubset
 from ppreid_plugin.dp.transforms import TRANSFORMS, PublicTransform, build_transform, register_transform
 
 __all__ = [
     "MECHANISMS",
     "TRANSFORMS",
+    "CodebookMechanism",
     "Mechanism",
+    "PriorSubset",
+    "PrivUnit",
+    "PrivUnitG",
     "PublicTransform",
     "build_mechanism",
     "build_transform",

@@ -16,6 +16,8 @@ Restore: TypeAlias = Callable[[torch.Tensor], "np.ndarray | torch.Tensor"]
 CHUNK_ELEMENTS = 2**20  # numbers a chunk: a few float64 copies of it are held at a time (8 MiB each)
 _ROWS_NAMED = 5
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_ROOM = {torch.float32: 2.0**-22, torch.float64: 2.0**-51}
+_ORDINARY = (1e-15, 1e15)  # what a float32 factor, and a sum of float64 squares, can take
 _CLIP_NORM_RANGE = (1e-30, 1e30)  # normal float32 numbers, whose squares are normal float64 numbers
 
 
@@ -23,7 +25,7 @@ def clip_rows(features: Features, clip_norm: float) -> Features:
     """Return the rows, each scaled by min(1, clip_norm / norm): none is longer than ``clip_norm``, also after rounding.
 
     Norms are taken in float64 on rows divided by their largest entry, so nothing over- or underflows; a scaled row is
-    rounded towards zero. The bound is kept with a relative slack of about 1e-12, so a row that long already (to that
+    rounded down. The bound is kept with a relative slack of about 1e-12, so a row that long already (to that
     precision) is scaled too. A row's result depends on that row only. Zero rows stay zero.
 
     Args:
@@ -93,11 +95,29 @@ def bounded(rows: torch.Tensor, clip_norm: float) -> torch.Tensor:
     """:func:`clip_rows` for one chunk of checked rows; same type and device."""
     if not rows.numel():
         return rows.clone()
-    exact = rows.double()
-    direction, length = directions(exact)
     slack = 1e-12 + rows.shape[1] * 2.0**-52  # covers the rounding of any float64 norm of d numbers
-    scaled = direction * (clip_norm * (1 - 2 * slack))
-    return torch.where(length > clip_norm * (1 - slack), _towards_zero(scaled, rows.dtype), rows)
+    if rows.dtype not in _ROOM or not _ORDINARY[0] <= clip_norm <= _ORDINARY[1]:
+        return _bounded_carefully(rows, clip_norm, slack)
+    norms = torch.linalg.vector_norm(rows.double(), dim=1, keepdim=True)
+    room = max(2 * slack, _ROOM[rows.dtype])  # two roundings to the rows' own type
+    factors = torch.where(norms > clip_norm * (1 - slack), clip_norm * (1 - room) / norms, 1.0)
+    result = rows * factors.to(rows.dtype)
+    extreme = torch.nonzero(~(norms[:, 0] <= clip_norm * _ORDINARY[1])).flatten()
+    if len(extreme):
+        result[extreme] = _bounded_carefully(rows[extreme], clip_norm, slack)
+    return result
+
+
+def unit_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Return a chunk of checked rows with length 1, up to rounding; a zero row becomes the unit vector e_1."""
+    norms = torch.linalg.vector_norm(rows.double(), dim=1, keepdim=True)
+    result = rows / norms.to(rows.dtype)
+    extreme = torch.nonzero(~((norms > _ORDINARY[0]) & (norms < _ORDINARY[1]))[:, 0]).flatten()
+    if len(extreme) and rows.shape[1]:
+        unit = directions(rows[extreme].double())[0]
+        unit[:, 0] += (unit == 0).all(dim=1)
+        result[extreme] = unit.to(rows.dtype)
+    return result
 
 
 def directions(exact: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,6 +134,13 @@ def saturated(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return values.clamp(-limit, limit).to(dtype)
 
 
+def _bounded_carefully(rows: torch.Tensor, clip_norm: float, slack: float) -> torch.Tensor:
+    """:func:`bounded` for rows and bounds of any size, slower."""
+    direction, length = directions(rows.double())
+    scaled = direction * (clip_norm * (1 - 2 * slack))
+    return torch.where(length > clip_norm * (1 - slack), _towards_zero(scaled, rows.dtype), rows)
+
+
 def _towards_zero(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     rounded = exact.to(dtype)
     too_large = rounded.double().abs() > exact.abs()
@@ -122,7 +149,9 @@ def _towards_zero(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _require_finite(rows: torch.Tensor) -> None:
-    bad = torch.nonzero(~torch.isfinite(rows).all(dim=1)).flatten().tolist()
+    # a sum with NaN or infinity in it is never finite; one that overflows is looked at again
+    suspects = torch.nonzero(~torch.isfinite(rows.sum(dim=1))).flatten()
+    bad = suspects[~torch.isfinite(rows[suspects]).all(dim=1)].tolist()
     if bad:
         named = ", ".join(map(str, bad[:_ROWS_NAMED])) + (", ..." if len(bad) > _ROWS_NAMED else "")
         raise ValueError(

@@ -26,7 +26,7 @@ class Mechanism(ABC):
 
     An entry sets ``name`` (and ``pure = True`` if its delta is exactly 0), takes its arguments by these names and any
     of its own with a default, and implements :meth:`randomize`, which sees bounded rows and must treat each alone.
-    ``sensitivity``, ``sigma`` and :meth:`describe` are overridden where they differ.
+    :meth:`prepare`, ``sensitivity``, ``sigma`` and :meth:`describe` are overridden where they differ.
 
     Args:
         epsilon: budget of one row, > 0.
@@ -56,12 +56,17 @@ class Mechanism(ABC):
     def randomize(self, rows: torch.Tensor, noise: ResearchNoise) -> torch.Tensor:
         """Return the randomized rows: (n, d) float32 or float64 with norms of at most C -> (n, any), same type."""
 
+    def prepare(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return a chunk of checked rows, bounded as the proof needs, each for itself: here to a norm of at most C."""
+        return bounded(rows, self.clip_norm)
+
     def privatize(self, features: Features, *, generator: Generator = None) -> Features:
         """Return the rows, bounded and randomized, in memory bounded beside the output.
 
-        Rows longer than C are scaled down; zero rows stay zero before the noise. The bound is enforced in float64 and
-        holds after rounding. The output is not renormalized. float16 rows get their noise in float32; a result too
-        large for the type becomes its largest finite number, never infinity (post-processing: the guarantee stays).
+        Rows longer than C are scaled down; zero rows stay zero before the noise (a mechanism that differs says so). The
+        bound is enforced in float64 and holds after rounding. The output is not renormalized. float16 rows get their
+        noise in float32; a result too large for the type becomes its largest finite number, never infinity
+        (post-processing: the guarantee stays).
 
         Args:
             features: float16, float32 or float64, numpy or torch.
@@ -78,8 +83,8 @@ class Mechanism(ABC):
         noise = ResearchNoise(generator, rows.device)
         work = torch.promote_types(rows.dtype, torch.float32)
         result: torch.Tensor | None = None
-        for span in row_chunks(rows):
-            chunk = saturated(self.randomize(bounded(rows[span].to(work), self.clip_norm), noise), rows.dtype)
+        for span in row_chunks(rows) if rows.numel() else ():
+            chunk = saturated(self.randomize(self.prepare(rows[span].to(work)), noise), rows.dtype)
             if result is None:
                 result = chunk.new_empty(len(rows), chunk.shape[1])
             result[span] = chunk
@@ -188,7 +193,8 @@ def build_mechanism(
     """Return the registered mechanism ``name``.
 
     Args:
-        name: as in YAML: ``gaussian``, ``none``, or what an extension registers.
+        name: as in YAML: ``gaussian``, ``privunit``, ``privunit_g``, ``codebook``, ``prior_subset``, ``none``, or what
+            an extension registers.
         epsilon: budget of one row, > 0.
         delta: None means 1e-5, or 0 for a pure mechanism.
         clip_norm: bound on a row's L2 norm, feature units.

@@ -11,6 +11,7 @@ import secrets
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 Generator: TypeAlias = "np.random.Generator | torch.Generator | None"
@@ -20,8 +21,9 @@ class ResearchNoise:
     """Standard normal numbers from a given generator, or from a fresh one that no seed in the program controls.
 
     Args:
-        generator: None (default) seeds a generator of its own from the operating system. A given one is used as it
-            is, and moves on: the same generator twice gives different noise.
+        generator: None (default) seeds a torch generator of its own from the operating system (on a CPU torch uses 32
+            bits of a seed: enough for research, never for a release). A given one is used as it is, and moves on: the
+            same generator twice gives different noise.
         device: where the noise is needed. A generator on another device draws there, and the noise is moved.
 
     Raises:
@@ -30,10 +32,7 @@ class ResearchNoise:
 
     def __init__(self, generator: Generator, device: torch.device) -> None:
         if generator is None:
-            if device.type == "cpu":
-                generator = np.random.default_rng()
-            else:
-                generator = torch.Generator(device=device).manual_seed(secrets.randbits(63))
+            generator = torch.Generator(device=device).manual_seed(secrets.randbits(63))
         elif not isinstance(generator, (np.random.Generator, torch.Generator)):
             raise TypeError(
                 f"generator is {generator!r}, must be None, a numpy Generator or a torch.Generator. "
@@ -51,3 +50,12 @@ class ResearchNoise:
         else:
             drawn = torch.from_numpy(self._generator.standard_normal(shape, dtype=np.float32))
         return drawn.to(self._device)
+
+    def uniform(self, count: int) -> npt.NDArray[np.float64]:
+        """Return ``count`` uniform numbers in (0, 1], always on the CPU."""
+        if isinstance(self._generator, torch.Generator):
+            device = self._generator.device
+            drawn = torch.rand(count, generator=self._generator, device=device, dtype=torch.float64).cpu().numpy()
+        else:
+            drawn = self._generator.random(count)
+        return 1.0 - drawn

@@ -11,11 +11,16 @@ from scipy import stats
 from ppreid_plugin.dp import MECHANISMS, Mechanism, build_mechanism, clip_rows, gaussian_sigma, register_mechanism
 from ppreid_plugin.dp.mechanisms import GaussianMechanism, NoMechanism
 
-NAMES = ["gaussian", "none"]
+NAMES = ["gaussian", "none", "privunit", "privunit_g", "codebook", "prior_subset"]
+OPTIONS = {"codebook": {"codebook": np.eye(4)}, "prior_subset": {"codebook": np.eye(4), "set_size": 2}}
 CUDA = pytest.param(
     "cuda",
     marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
 )
+
+
+def build(name, epsilon=8.0):
+    return build_mechanism(name, epsilon=epsilon, **OPTIONS.get(name, {}))
 
 
 def rows(n=6, d=4, dtype=np.float32):
@@ -27,7 +32,7 @@ def rows(n=6, d=4, dtype=np.float32):
 def test_numpy_in_numpy_out(name, dtype):
     features = rows(dtype=dtype)
     before = features.copy()
-    released = build_mechanism(name, epsilon=8.0).privatize(features)
+    released = build(name).privatize(features)
     assert isinstance(released, np.ndarray)
     assert (released.dtype, released.shape) == (features.dtype, features.shape)
     np.testing.assert_array_equal(features, before)
@@ -41,7 +46,7 @@ def test_numpy_in_numpy_out(name, dtype):
 @pytest.mark.parametrize("name", NAMES)
 def test_tensor_in_tensor_out(name, dtype, device, generator):
     features = torch.from_numpy(rows()).to(device=device, dtype=dtype).requires_grad_()
-    released = build_mechanism(name, epsilon=8.0).privatize(features, generator=generator)
+    released = build(name).privatize(features, generator=generator)
     assert (released.dtype, released.shape, released.device) == (features.dtype, features.shape, features.device)
     assert not released.requires_grad
 
@@ -49,12 +54,13 @@ def test_tensor_in_tensor_out(name, dtype, device, generator):
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (0, 0)])
 @pytest.mark.parametrize("name", NAMES)
 def test_empty(name, shape):
-    assert build_mechanism(name, epsilon=8.0).privatize(np.zeros(shape)).shape == shape
+    assert build(name).privatize(np.zeros(shape)).shape == shape
 
 
 @pytest.mark.parametrize("make", [np.random.default_rng, lambda seed: torch.Generator().manual_seed(seed)])
-def test_a_generator_makes_the_noise_reproducible_and_moves_on(make):
-    mechanism, features = GaussianMechanism(epsilon=8.0), rows()
+@pytest.mark.parametrize("name", ["gaussian", "privunit", "privunit_g"])
+def test_a_generator_makes_the_noise_reproducible_and_moves_on(name, make):
+    mechanism, features = build(name), rows()
     generator = make(3)
     first, second = (mechanism.privatize(features, generator=generator) for _ in range(2))
     np.testing.assert_array_equal(mechanism.privatize(features, generator=make(3)), first)
@@ -62,12 +68,13 @@ def test_a_generator_makes_the_noise_reproducible_and_moves_on(make):
     assert (mechanism.privatize(features, generator=make(4)) != first).all()
 
 
-def test_noise_is_fresh_without_a_generator_whatever_the_global_seeds():
+@pytest.mark.parametrize("name", ["gaussian", "privunit", "privunit_g"])
+def test_noise_is_fresh_without_a_generator_whatever_the_global_seeds(name):
     released = []
     for _ in range(2):
         torch.manual_seed(0)
         np.random.seed(0)
-        released.append(GaussianMechanism(epsilon=8.0).privatize(rows()))
+        released.append(build(name).privatize(rows()))
     assert (released[0] != released[1]).all()
 
 
@@ -105,6 +112,27 @@ def test_chunks_change_nothing(monkeypatch):
     np.testing.assert_array_equal(mechanism.privatize(features, generator=np.random.default_rng(0)), whole)
     fresh = mechanism.privatize(np.zeros((50, 4), dtype=np.float32))
     assert len(np.unique(fresh)) == fresh.size  # no chunk repeats another one's noise
+
+
+@pytest.mark.parametrize("name", ["privunit", "privunit_g", "codebook", "prior_subset"])
+def test_pure_mechanisms_describe_themselves_in_json(name):
+    mechanism = build(name, epsilon=2.0)
+    before, _, after = mechanism.describe(), mechanism.privatize(rows()), mechanism.describe()
+    for described in (before, after):
+        described = json.loads(json.dumps(described, allow_nan=False))
+        assert (described["mechanism"], described["pure"], described["delta"]) == (name, True, 0.0)
+        assert (described["epsilon"], described["sigma"], described["noise"]) == (2.0, None, "research")
+    assert after["columns"] == 4
+    with pytest.raises(ValueError, match=f"delta is 1e-05, {name} is pure and needs delta 0"):
+        build_mechanism(name, epsilon=2.0, delta=1e-5, **OPTIONS.get(name, {}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [1e38, 1e-38, 1e-45, 0.0])
+def test_rows_of_any_size_give_finite_output(name, value):
+    features = np.full((50, 4), value, dtype=np.float32)
+    features[::2, 1:] = 0
+    assert np.isfinite(build(name).privatize(features)).all()
 
 
 def test_describe_is_json_and_tells_the_parameters():

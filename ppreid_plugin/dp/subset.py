@@ -1,0 +1,232 @@
+r"""Mechanisms with finitely many outputs: a row is released as one symbol of a public codebook.
+
+The K codewords nearest to a row are its set S(x). A symbol s is released with probability
+
+.. math:: P(s | x) = e^\varepsilon / Z \ \text{if}\ s \in S(x), \quad 1 / Z \ \text{otherwise}, \qquad
+          Z = K e^\varepsilon + M - K.
+
+Z is the same for every row because every set has exactly K symbols; so P(s | x) / P(s | y) is :math:`e^{-\varepsilon}`,
+1 or :math:`e^\varepsilon`, which is pure epsilon-DP for any two rows and any codebook, nearest or not. The codebook and
+the decoder have to be public: fitted on other people (:mod:`.prior`), never on the gallery that is released.
+
+K = 1 is randomized response over M values. The definition of larger sets for Re-ID features is ours; on all values it
+is the subset selection of Ye and Barg, arXiv 1702.00610.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import expit
+
+from ppreid_plugin.dp import arrays
+from ppreid_plugin.dp.mechanisms import Mechanism, register_mechanism
+from ppreid_plugin.dp.noise import Generator, ResearchNoise
+
+Codewords: TypeAlias = "npt.ArrayLike | torch.Tensor | None"
+
+_TIE = (
+    2.0**40
+)  # cosines are rounded to this many steps per unit: closer ones are equal, whatever order they are summed in
+
+
+@register_mechanism("prior_subset")
+class PriorSubset(Mechanism):
+    r"""Releases one symbol, e^epsilon times as likely in the set of the K codewords nearest to the row as outside.
+
+    Nearest by cosine; ties (closer than 1e-12) go to the lowest index. A zero row has cosine 0 with every codeword, so
+    its set is the first K codewords: fixed and public. The output row is ``decoder[symbol]``.
+
+    Args:
+        epsilon: budget of one row under *replace* adjacency, > 0; any size, K e^epsilon never overflows.
+        delta: None or 0.
+        clip_norm: checked and not used, so that a config can switch mechanisms by name alone: cosines know no length.
+        codebook: public codewords, (M, d), M >= 2, finite, none of them zero.
+        set_size: K, 1 to M - 1. With K = M every symbol would be equally likely for every row, a release of nothing;
+            that is refused.
+        decoder: public rows that stand for the symbols, (M, d); None: the codewords themselves.
+
+    Attributes:
+        codebook, decoder: float64 arrays, read-only.
+
+    Raises:
+        ValueError: a number out of range, or a codebook or decoder of the wrong shape or not finite.
+
+    Guarantee:
+        epsilon-DP for one row (delta 0); k rows of one person compose to k epsilon, or see
+        :func:`.composition.compose`. Exact for the probabilities of :meth:`symbol_probabilities`; the draw is float
+        research noise. Does not hide n, pids, camids or row order, nor the people that the codebook was fitted to.
+
+    Example:
+        >>> mechanism = PriorSubset(epsilon=2.0, codebook=np.eye(3), set_size=2)
+        >>> mechanism.symbol_probabilities(np.array([[0.1, 0.9, 0.8]])).round(3)
+        array([[0.063, 0.468, 0.468]])
+    """
+
+    name = "prior_subset"
+    pure = True
+
+    def __init__(
+        self,
+        epsilon: float,
+        delta: float | None = None,
+        clip_norm: float = 1.0,
+        codebook: Codewords = None,
+        set_size: int = 1,
+        decoder: Codewords = None,
+    ) -> None:
+        super().__init__(epsilon, delta, clip_norm)
+        if codebook is None:
+            raise ValueError(
+                f"mechanism {self.name!r} needs codebook=(M, d), public codewords. Make one with fit_prior."
+            )
+        self.codebook = _checked("codebook", codebook)
+        if not np.abs(self.codebook).max(axis=1).all():
+            zero = int(np.flatnonzero(np.abs(self.codebook).max(axis=1) == 0)[0])
+            raise ValueError(f"codebook row {zero} is zero, which is near to nothing. Drop it.")
+        self.decoder = self.codebook if decoder is None else _checked("decoder", decoder)
+        if self.decoder.shape != self.codebook.shape:
+            raise ValueError(
+                f"decoder has shape {self.decoder.shape}, must be that of the codebook, {self.codebook.shape}."
+            )
+        self.set_size = _checked_set_size(set_size, len(self.codebook))
+        inside, outside = math.log(self.set_size) + self.epsilon, math.log(len(self.codebook) - self.set_size)
+        self.outside = float(expit(outside - inside))
+        log_z = float(np.logaddexp(inside, outside))
+        self._probabilities = math.exp(-log_z), math.exp(self.epsilon - log_z)
+
+    def symbols(self, features: np.ndarray | torch.Tensor, *, generator: Generator = None) -> npt.NDArray[np.int64]:
+        """Return one random symbol a row: (n, d) -> (n,), 0 to M - 1.
+
+        Args:
+            features: float16, float32 or float64, numpy or torch.
+            generator: None draws fresh noise that no seed controls; a numpy or torch generator makes it reproducible.
+
+        Raises:
+            ValueError: wrong shape or type; NaN or infinity (rows are named).
+            TypeError: ``generator`` is not a generator.
+        """
+        rows, _ = arrays.to_rows(features)
+        return self._draw(rows, ResearchNoise(generator, rows.device)).cpu().numpy()
+
+    def symbol_probabilities(self, features: np.ndarray | torch.Tensor) -> npt.NDArray[np.float64]:
+        """Return the probability of every symbol for every row: (n, d) -> (n, M). This is what the proof is about.
+
+        Raises:
+            ValueError: wrong shape or type; NaN or infinity (rows are named).
+        """
+        rows, _ = arrays.to_rows(features)
+        self._require_columns(rows)
+        result = np.empty((len(rows), len(self.codebook)))
+        for span in self._spans(rows):
+            result[span] = np.where(self.sets(rows[span]).cpu().numpy(), self._probabilities[1], self._probabilities[0])
+        return result
+
+    def prepare(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows as they are: their length does not matter."""
+        return rows
+
+    def randomize(self, rows: torch.Tensor, noise: ResearchNoise) -> torch.Tensor:
+        """Draw symbols and look them up."""
+        decoder = torch.tensor(self.decoder, dtype=rows.dtype, device=rows.device)
+        return decoder[self._draw(rows, noise)]
+
+    def sets(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return which symbols are in each row's set: (n, d) -> (n, M), bool, exactly K true in every row."""
+        unit = arrays.directions(torch.tensor(self.codebook, device=rows.device))[0]
+        cosines = (arrays.directions(rows.double())[0] @ unit.T).mul_(_TIE).round_()
+        least = torch.topk(cosines, self.set_size, dim=1).values[:, -1:]
+        above, ties = cosines > least, cosines == least
+        room = self.set_size - above.sum(dim=1, keepdim=True)
+        return above | (ties & (ties.cumsum(dim=1) <= room))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was done: sizes and probabilities; the codebook is an array of its own."""
+        return {
+            **super().describe(),
+            "clip_norm": None,
+            "sensitivity": None,
+            "codewords": len(self.codebook),
+            "columns": self.codebook.shape[1],
+            "set_size": self.set_size,
+            "probability_in_set": 1 - self.outside,
+        }
+
+    def _draw(self, rows: torch.Tensor, noise: ResearchNoise) -> torch.Tensor:
+        self._require_columns(rows)
+        drawn = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+        for span in self._spans(rows):
+            chosen = self.sets(rows[span])
+            outside = torch.from_numpy(noise.uniform(len(chosen)) <= self.outside).to(rows.device)
+            chosen ^= outside[:, None]
+            sizes = torch.where(outside, len(self.codebook) - self.set_size, self.set_size)
+            uniform = torch.from_numpy(noise.uniform(len(chosen))).to(rows.device)
+            place = torch.ceil(uniform * sizes).clamp(min=1).to(torch.int32)  # 1 to the number of candidates
+            places = chosen.cumsum(dim=1, dtype=torch.int32)
+            drawn[span] = torch.searchsorted(places, place[:, None])[:, 0]
+        return drawn
+
+    def _spans(self, rows: torch.Tensor) -> list[slice]:
+        step = max(1, arrays.CHUNK_ELEMENTS // max(self.codebook.shape))
+        return [slice(start, start + step) for start in range(0, len(rows), step)]
+
+    def _require_columns(self, rows: torch.Tensor) -> None:
+        if rows.shape[1] != self.codebook.shape[1]:
+            raise ValueError(
+                f"features have {rows.shape[1]} columns, the codebook has {self.codebook.shape[1]}. "
+                "Fit it on features of the same model and transform."
+            )
+
+
+@register_mechanism("codebook")
+class CodebookMechanism(PriorSubset):
+    r"""Randomized response over a codebook: the nearest codeword with probability e^epsilon / Z, else any other one.
+
+    :class:`PriorSubset` with K = 1, so :math:`Z = e^\varepsilon + M - 1`; arguments and guarantee as there.
+
+    Source:
+        Kairouz, Oh and Viswanath, JMLR 2016, arXiv 1407.1338 (k-ary randomized response).
+
+    Example:
+        >>> round(1 - CodebookMechanism(epsilon=8.0, codebook=np.eye(1024)).outside, 3)
+        0.745
+    """
+
+    name = "codebook"
+
+    def __init__(
+        self,
+        epsilon: float,
+        delta: float | None = None,
+        clip_norm: float = 1.0,
+        codebook: Codewords = None,
+        decoder: Codewords = None,
+    ) -> None:
+        super().__init__(epsilon, delta, clip_norm, codebook, 1, decoder)
+
+
+def _checked(name: str, array: Codewords) -> npt.NDArray[np.float64]:
+    values = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
+    result = np.array(values, dtype=np.float64)
+    if result.ndim != 2 or len(result) < 2 or not result.shape[1]:
+        raise ValueError(f"{name} has shape {result.shape}, must be (M, d) with at least 2 codewords.")
+    if not np.isfinite(result).all():
+        bad = np.flatnonzero(~np.isfinite(result).all(axis=1))
+        raise ValueError(
+            f"{name} rows {', '.join(map(str, bad[:5]))} ({len(bad)} of {len(result)}) hold NaN or infinity."
+        )
+    result.flags.writeable = False
+    return result
+
+
+def _checked_set_size(set_size: object, codewords: int) -> int:
+    if isinstance(set_size, (int, np.integer)) and not isinstance(set_size, bool) and 1 <= set_size < codewords:
+        return int(set_size)
+    raise ValueError(
+        f"set_size is {set_size!r}, must be 1 to {codewords - 1}: with all {codewords} codewords in every set each "
+        "symbol would be equally likely and the release would say nothing."
+    )
