@@ -48,8 +48,9 @@ import numpy.typing as npt
 import torch
 
 from ppreid_plugin.dp.arrays import bounded, require_clip_norm, to_rows
-from ppreid_plugin.dp.calibration import gaussian_sigma, require_delta, require_positive
+from ppreid_plugin.dp.calibration import gaussian_sigma
 from ppreid_plugin.dp.entropy import Entropy
+from ppreid_plugin.dp.numerics import require_delta, require_positive
 
 STEPS_PER_SIGMA = 2**24  # s is at least this; eta falls with its square
 LOG_RATIO = 1e-7  # eta of one row, at most

@@ -1,0 +1,185 @@
+"""The ledger: every release of a scope, and what each unit has spent over all of them.
+
+A release is *reserved* (from then on it counts as spent), drawn, and *committed*. What is reserved and neither
+committed nor voided was interrupted; it stays spent either way. Nothing is ever refunded: not a void, not a deleted
+release, not a unit that is gone. Records are chained and sealed, see :mod:`.journal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from ppreid_plugin.dp.budget import check_budget
+from ppreid_plugin.dp.charges import Charge, compose
+from ppreid_plugin.dp.journal import Journal, LedgerError, Record, require_name
+from ppreid_plugin.dp.numerics import require_positive
+from ppreid_plugin.dp.reservations import Part, Request, read_parts
+from ppreid_plugin.dp.units import UNITS
+
+FORMAT = 1
+
+
+class Ledger:
+    """Accounts of one scope.
+
+    Args:
+        folder: of the ledger, made if it is not there. Keep it private: it names rows and pids.
+        scope: what the budget is declared for, for example a data set.
+        unit: what an account is: ``image`` (row id) or ``person`` (pid). A release of either unit is charged to it.
+        epsilon: budget of each account over all releases in the scope.
+        delta: failure probability of the whole, in [0, 1); 0 admits pure releases only.
+
+    Raises:
+        ValueError: a value out of range, or another one than the scope was opened with.
+        LedgerError: the ledger's files were changed or cut off.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        scope: str,
+        *,
+        unit: str | None = None,
+        epsilon: float | None = None,
+        delta: float | None = None,
+    ) -> None:
+        if epsilon is not None:
+            require_positive("budget epsilon", epsilon)
+        if delta is not None and not 0 <= delta < 1:
+            raise ValueError(f"budget delta is {delta!r}, must be in [0, 1). 1e-5 is usual, 0 for pure releases only.")
+        if unit is not None and unit not in UNITS:
+            raise ValueError(f"unit of the scope is {unit!r}; allowed: {', '.join(UNITS)}.")
+        require_name("scope", scope)
+        if epsilon is None and not (Path(folder) / f"{scope}.jsonl").exists():
+            raise ValueError(f"scope {scope!r} is not in the ledger. To open it, give its budget (epsilon, and delta).")
+        self.scope = scope
+        self._journal = Journal(folder, scope)
+        with self.locked():
+            records = self._journal.read()
+            if not records:
+                if epsilon is None:
+                    raise ValueError(f"scope {scope!r} has no budget yet. Give its epsilon (and delta).")
+                terms = {
+                    "format": FORMAT,
+                    "scope": scope,
+                    "unit": unit or "image",
+                    "epsilon": float(epsilon),
+                    "delta": 1e-5 if delta is None else float(delta),
+                }
+                records = [self._journal.append("open", terms)]
+        terms = records[0]["content"]
+        if records[0]["kind"] != "open" or terms.get("format") != FORMAT:
+            raise LedgerError(f"scope {scope!r} was written in another format than {FORMAT}, which this version reads.")
+        for name, value in (("unit", unit), ("epsilon", epsilon), ("delta", delta)):
+            if value is not None and value != terms[name]:
+                raise ValueError(
+                    f"scope {scope!r} was opened with {name} {terms[name]!r}, now it is {value!r}. A budget is "
+                    "declared once; leave it out, or declare another scope for other images."
+                )
+        self.unit, self.epsilon, self.delta = str(terms["unit"]), float(terms["epsilon"]), float(terms["delta"])
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes out of this scope; may be nested."""
+        return self._journal.locked()
+
+    def records(self) -> list[Record]:
+        """Return all records, checked; see :meth:`.journal.Journal.read`."""
+        return self._journal.read()
+
+    def parts(self) -> dict[str, Part]:
+        """Return every reservation and its state: ``reserved``, ``committed``, ``voided`` or ``purged``."""
+        return read_parts(self.records())
+
+    def spent(self) -> dict[str, tuple[Charge, ...]]:
+        """Return the charges of each account, reserved ones included; accounts that spent nothing are not there."""
+        charges: dict[str, tuple[Charge, ...]] = {}
+        for record in self.records():
+            if record["kind"] == "reserve":
+                for group in record["content"]["charges"]:
+                    charge = Charge(**group["charge"])
+                    for account in group["accounts"]:
+                        charges[account] = (*charges.get(account, ()), charge)
+        return charges
+
+    def total(self, account: str) -> float:
+        """Return the epsilon that ``image:<row id>`` or ``person:<pid>`` has spent, at the scope's delta."""
+        return compose(self.spent().get(account, ()), self.delta)
+
+    def reserve(self, request: Request, units: Collection[str], *, append_to: Sequence[Part] = ()) -> Part:
+        """Spend for ``units`` and return the reservation. Call it under :meth:`locked`, after the checks.
+
+        Raises:
+            BudgetExceeded: an account would go over its budget; nothing is written.
+        """
+        charges = self.charges(request, units)
+        taken = list(self.parts().values())
+        check_budget(
+            self.scope,
+            self.unit,
+            (self.epsilon, self.delta),
+            self.spent(),
+            charges,
+            charge_at=request.charge_at,
+            reusable=[part.release for part in taken if part.state == "committed"],
+        )
+        grouped: dict[Charge, list[str]] = {}
+        for account, charge in [(account, charge) for account, many in charges.items() for charge in many]:
+            grouped.setdefault(charge, []).append(account)
+        if append_to:
+            release = append_to[0].release
+            reservation = f"{release}+{sum(part.release == release for part in taken)}"
+        else:
+            release = f"{request.name}-{len({part.release for part in taken if part.name == request.name}) + 1:04d}"
+            reservation = release
+        rows = sorted({row for unit in units for row in request.members[unit]})
+        content = {
+            "reservation": reservation,
+            "release": release,
+            "name": request.name,
+            "public": dict(request.public),
+            "row_ids": rows,
+            "pids": [request.rows[row] for row in rows],
+            "units": sorted(units),
+            "charges": [{"charge": charge.to_json(), "accounts": sorted(names)} for charge, names in grouped.items()],
+            "folder": str(request.folder),
+        }
+        self._journal.append("reserve", content)
+        return self.parts()[reservation]
+
+    def commit(self, reservation: str, manifest: str) -> None:
+        """Record that the release lies in its folder; ``manifest`` is the SHA-256 of its manifest file."""
+        self._close(reservation, "commit", {"manifest": manifest})
+
+    def void(self, reservation: str) -> None:
+        """Give an interrupted release up. What it reserved stays spent."""
+        self._close(reservation, "void", {})
+
+    def purge(self, release: str) -> None:
+        """Record that a release's folder was deleted. What it spent stays spent."""
+        with self.locked():
+            if not any(part.release == release for part in self.parts().values()):
+                raise ValueError(f"release {release!r} is not in scope {self.scope!r}. See tools/ledger.py show.")
+            self._journal.append("purge", {"release": release})
+
+    def charges(self, request: Request, units: Collection[str]) -> dict[str, tuple[Charge, ...]]:
+        """Return what each account would pay for ``units``; equal charges of one account as one of several rows."""
+        counts: dict[str, dict[Charge, int]] = {}
+        for unit in units:
+            accounts, charge = request.units[unit]
+            for account in accounts:
+                paid = counts.setdefault(account, {})
+                paid[charge] = paid.get(charge, 0) + 1
+        return {account: tuple(one.times(rows) for one, rows in paid.items()) for account, paid in counts.items()}
+
+    def _close(self, reservation: str, kind: str, content: dict[str, Any]) -> None:
+        with self.locked():
+            part = self.parts().get(reservation)
+            if part is None or part.state != "reserved":
+                raise ValueError(
+                    f"reservation {reservation!r} is {part.state if part else 'not in the ledger'}; only one that is "
+                    "reserved can be committed or voided. See tools/ledger.py show."
+                )
+            self._journal.append(kind, {"reservation": reservation, **content})

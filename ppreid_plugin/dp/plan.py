@@ -1,0 +1,249 @@
+"""A planned release: the rows that go in, their units, what it costs and what is told about it. Spends nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ppreid_plugin.dp.arrays import directions, to_rows
+from ppreid_plugin.dp.charges import Charge, compose
+from ppreid_plugin.dp.journal import canonical, require_name
+from ppreid_plugin.dp.mechanisms import DEFAULT_DELTA, Mechanism
+from ppreid_plugin.dp.numerics import require_positive
+from ppreid_plugin.dp.reservations import Request
+from ppreid_plugin.dp.sampling import release_sampler
+from ppreid_plugin.dp.transforms import PublicTransform
+from ppreid_plugin.dp.units import GalleryRows, charged_units, group_units, select_rows, unit_features
+
+PROTOCOLS = ("anonymous", "enrolled")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseTerms:
+    """What a release is, beside its features and mechanism.
+
+    Args:
+        name: the user's name of it; releases are numbered ``<name>-0001``, ...
+        model: fingerprint of the encoder's weights, such as the SHA-256 of the checkpoint.
+        unit: unit of privacy, ``image`` or ``person`` (one prototype row a person).
+        protocol: ``anonymous`` (no pids or camids, rows shuffled) or ``enrolled``.
+        background_pids: pids that are no person; their rows are units of their own.
+        max_rows_per_person: rows of one pid that go in, the first by row id; 0: all.
+        budgets: pid to an epsilon of its own, for each of its rows.
+        opt_out: pids that are left out.
+        prior: provenance of the codebook, where the mechanism has one: source, smallest cell in people.
+        controller, purpose: who answers for the release, and what for.
+        expires: ISO date after which it is to be deleted; empty: none.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    name: str
+    model: str
+    unit: str = "image"
+    protocol: str = "anonymous"
+    background_pids: Collection[int] = (0,)
+    max_rows_per_person: int = 0
+    budgets: Mapping[int, float] = field(default_factory=dict)
+    opt_out: Collection[int] = ()
+    prior: Mapping[str, Any] = field(default_factory=dict)
+    controller: str = ""
+    purpose: str = ""
+    expires: str = ""
+
+    def __post_init__(self) -> None:
+        require_name("name", self.name)
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol is {self.protocol!r}; allowed: {', '.join(PROTOCOLS)}.")
+        if not self.model or not isinstance(self.model, str):
+            raise ValueError(f"model is {self.model!r}, must be a fingerprint, such as the checkpoint's SHA-256.")
+        for pid, epsilon in self.budgets.items():
+            require_positive(f"budgets[{pid}]", epsilon)
+        if self.expires:
+            try:
+                date.fromisoformat(self.expires)
+            except ValueError:
+                raise ValueError(f"expires is {self.expires!r}, must be a date such as 2027-12-31.") from None
+
+
+class ReleasePlan:
+    """Rows, units, costs and public parameters of a release before it is drawn.
+
+    Args:
+        gallery: all rows with their public labels.
+        mechanism: what protects them.
+        transform: public transform, fitted on other people.
+        terms: the rest.
+
+    Raises:
+        ValueError: nothing to release, a mechanism that has research noise only, or a value out of range.
+        RuntimeError: the transform is not fitted.
+    """
+
+    def __init__(
+        self, gallery: GalleryRows, mechanism: Mechanism, transform: PublicTransform, terms: ReleaseTerms
+    ) -> None:
+        self.terms, self.mechanism, self.transform = terms, mechanism, transform
+        self.gallery = select_rows(
+            gallery,
+            background_pids=terms.background_pids,
+            max_rows_per_person=terms.max_rows_per_person,
+            opt_out=terms.opt_out,
+        )
+        self.units = group_units(self.gallery, terms.unit, terms.background_pids)
+        if len({unit.row_id for unit in self.units}) < len(self.units):
+            raise ValueError("row_ids holds a name of the form person-<pid> that a prototype has too. Rename it.")
+        self._features = unit_features(_transformed(transform, self.gallery), self.units)
+        self.sampler = release_sampler(mechanism, self._features.shape[1])
+        self._warn()
+
+    @cached_property
+    def epsilons(self) -> npt.NDArray[np.float64]:
+        """Budget of each unit."""
+        budgets, common = self.terms.budgets, self.mechanism.epsilon
+        return np.array([budgets.get(unit.pid, common) for unit in self.units], dtype=np.float64)
+
+    @property
+    def largest_epsilon(self) -> float:
+        """Largest budget of a unit."""
+        return float(self.epsilons.max())
+
+    def rows_of(self, units: Collection[str]) -> dict[str, np.ndarray]:
+        """Draw the released rows of these units, in the order of :attr:`units`; the only place where noise is drawn."""
+        chosen = np.array([unit.name in set(units) for unit in self.units])
+        arrays: dict[str, np.ndarray] = {}
+        epsilons = self.epsilons[chosen]
+        for epsilon in np.unique(epsilons):
+            here = epsilons == epsilon
+            for name, drawn in self.sampler.draw(self._features[chosen][here], float(epsilon)).items():
+                arrays.setdefault(name, np.empty((len(epsilons), *drawn.shape[1:]), drawn.dtype))[here] = drawn
+        return arrays
+
+    def request(self, accounting: str, folder: Path) -> Request:
+        """Return the release as the ledger knows it, in a scope that accounts per ``accounting``."""
+        charges = {epsilon: self.sampler.charge(epsilon) for epsilon in set(self.epsilons.tolist())}
+        background = self.terms.background_pids
+        return Request(
+            name=self.terms.name,
+            public=self.public(),
+            rows=dict(zip(self.gallery.row_ids, self.gallery.pids.tolist(), strict=True)),
+            units={
+                unit.name: (charged_units(unit, self.gallery, accounting, background), charges[epsilon])
+                for unit, epsilon in zip(self.units, self.epsilons.tolist(), strict=True)
+            },
+            members={unit.name: [self.gallery.row_ids[index] for index in unit.members] for unit in self.units},
+            folder=folder,
+            charge_at=self.sampler.charge,
+        )
+
+    def public(self) -> dict[str, Any]:
+        """Return what a release is known by, beside its name and rows: JSON-ready, no feature contents."""
+        terms = self.terms
+        return {
+            "model": terms.model,
+            "transform": fingerprint(self.transform.describe(), transform_state(self.transform)),
+            "prior": fingerprint({}, self.sampler.arrays) if self.sampler.arrays else None,
+            "mechanism": self.sampler.describe(self.mechanism.epsilon),
+            "unit": terms.unit,
+            "protocol": terms.protocol,
+            "background_pids": sorted(terms.background_pids),
+            "max_rows_per_person": terms.max_rows_per_person,
+            "budgets": {str(pid): float(epsilon) for pid, epsilon in sorted(terms.budgets.items())},
+        }
+
+    def summary(self, rows_of_people: Collection[int] | None = None) -> dict[str, Any]:
+        """Return budget, noise and person-level figures, JSON-ready: what ``--dry-run`` prints.
+
+        Args:
+            rows_of_people: rows of each person; None counts those of this plan.
+        """
+        described = self.sampler.describe(self.mechanism.epsilon)
+        charge = self.sampler.charge(self.largest_epsilon)
+        levels, counts = np.unique(self.epsilons, return_counts=True)
+        if rows_of_people is None:
+            rows_of_people = Counter(
+                one.pid for one in self.units if one.pid not in self.terms.background_pids
+            ).values()
+        return {
+            "mechanism": described,
+            "epsilon": self.mechanism.epsilon,
+            "delta": self.mechanism.delta,
+            "pure": charge.delta == 0,
+            "sensitivity": described.get("sensitivity"),
+            "sigma": described.get("sigma"),
+            "mu": charge.mu,
+            "unit": self.terms.unit,
+            "adjacency": "replace",
+            "protocol": self.terms.protocol,
+            "rows": len(self.units),
+            "individual_budgets": None
+            if len(levels) == 1
+            else [{"epsilon": float(e), "rows": int(n)} for e, n in zip(levels, counts, strict=True)],
+            "max_rows_per_person": self.terms.max_rows_per_person,
+            "opted_out": len(set(self.terms.opt_out)),
+            **person_level(sorted(rows_of_people), charge),
+        }
+
+    def _warn(self) -> None:
+        rows = len(self.units)
+        if self.mechanism.delta > 1 / (10 * rows):
+            _log.warning(
+                "delta is %g, above 1 / (10 n) = %g for %d rows: a row may be given away. Use a smaller one.",
+                self.mechanism.delta,
+                1 / (10 * rows),
+                rows,
+            )
+        if self.terms.budgets:
+            _log.warning(
+                "%d people have a budget of their own: the noise level of a row is visible in the release, and so is "
+                "who asked for more protection.",
+                len(self.terms.budgets),
+            )
+
+
+def person_level(rows: Sequence[int], charge: Charge) -> dict[str, Any]:
+    """Return the person-level epsilon at the median (the upper one) and the largest of sorted ``rows`` a person."""
+    if not rows:
+        return {"people": 0, "rows_a_person": None, "person_level": None}
+    median, largest, delta = rows[len(rows) // 2], rows[-1], charge.delta or DEFAULT_DELTA
+    return {
+        "people": len(rows),
+        "rows_a_person": {"median": median, "largest": largest},
+        "person_level": {
+            "delta": delta,
+            "epsilon_at_median": compose([charge.times(median)], delta),
+            "epsilon_at_largest": compose([charge.times(largest)], delta),
+        },
+    }
+
+
+def transform_state(transform: PublicTransform) -> dict[str, np.ndarray]:
+    """Return the arrays of a fitted public transform: fitted on other people, and needed to transform queries."""
+    mean = getattr(transform, "mean", None)
+    return {} if mean is None else {"mean": np.asarray(mean, dtype=np.float64)}
+
+
+def fingerprint(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """Return a SHA-256 of *public* parameters, which the release holds anyway."""
+    digest = hashlib.sha256(canonical(dict(described)))
+    for name, array in sorted(arrays.items()):
+        digest.update(canonical([name, str(array.dtype), list(array.shape)]) + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _transformed(transform: PublicTransform, gallery: GalleryRows) -> npt.NDArray[np.float64]:
+    rows, _ = to_rows(gallery.features)
+    return np.asarray(transform.transform(directions(rows)[0].numpy()), dtype=np.float64)

@@ -1,0 +1,126 @@
+"""After a crash, and at the end of a release's life: finish, void, purge, verify. None of them refunds anything."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from ppreid_plugin.dp.journal import LedgerError
+from ppreid_plugin.dp.ledger import Ledger
+from ppreid_plugin.dp.manifest import sha256
+from ppreid_plugin.dp.release import old_folder, set_in_place, temporary_folder
+from ppreid_plugin.dp.reservations import Part
+from ppreid_plugin.dp.stored import MANIFEST, Release, load_release
+
+
+def finish_release(ledger: Ledger, reservation: str) -> Release:
+    """Commit an interrupted release that was written completely; draws nothing.
+
+    Raises:
+        ValueError: no such open reservation, or its files are not complete (then :func:`void_release` it).
+    """
+    with ledger.locked():
+        part = _open_part(ledger, reservation)
+        out = Path(part.folder)
+        temporary = temporary_folder(out, reservation)
+        if not _holds(out, reservation):
+            if not _holds(temporary, reservation):
+                raise ValueError(
+                    f"reservation {reservation!r} was not written completely, so there is nothing to finish: it may "
+                    "not be drawn again, as nobody knows who saw the first draw. Void it (tools/ledger.py void)."
+                )
+            set_in_place(temporary, out, reservation)
+        shutil.rmtree(old_folder(out, reservation), ignore_errors=True)
+        ledger.commit(reservation, sha256((out / MANIFEST).read_bytes()))
+        return load_release(out)
+
+
+def void_release(ledger: Ledger, reservation: str) -> None:
+    """Delete what an interrupted release left, and record that it is given up; what it reserved stays spent.
+
+    Raises:
+        ValueError: no such open reservation.
+    """
+    with ledger.locked():
+        part = _open_part(ledger, reservation)
+        out = Path(part.folder)
+        if _holds(out, reservation):
+            shutil.rmtree(out)
+        old = old_folder(out, reservation)
+        if old.exists() and not out.exists():
+            old.rename(out)  # the release that was to be appended to
+        shutil.rmtree(temporary_folder(out, reservation), ignore_errors=True)
+        ledger.void(reservation)
+
+
+def purge_release(ledger: Ledger, release: str, folder: str | Path | None = None) -> None:
+    """Delete a release's folder and record it; what it spent stays spent.
+
+    Args:
+        ledger: of the scope.
+        release: its name with number, ``market1501-0001``.
+        folder: where it lies; None: where it was written.
+
+    Raises:
+        ValueError: no such release, one that is open, or a folder that holds another one.
+    """
+    with ledger.locked():
+        parts = [part for part in ledger.parts().values() if part.release == release]
+        if not parts or any(part.state == "reserved" for part in parts):
+            state = "was interrupted; finish or void it first" if parts else "is not in the ledger"
+            raise ValueError(f"release {release!r} {state}. See tools/ledger.py show.")
+        place = Path(folder or parts[-1].folder)
+        if place.exists():
+            if load_release(place).manifest["release"] != release:
+                raise ValueError(f"'{place}' holds another release than {release!r}. Name its folder.")
+            shutil.rmtree(place)
+        ledger.purge(release)
+
+
+def verify_releases(ledger: Ledger, folders: Iterable[str | Path] = ()) -> list[str]:
+    """Check the chain, and that every release is what was committed; return one line a finding that is no error.
+
+    Args:
+        ledger: of the scope.
+        folders: releases to check, beside those that the ledger knows the place of.
+
+    Raises:
+        LedgerError: the chain is broken, a manifest's head is not in it (the ledger was rolled back), or a release is
+            not the one that was committed.
+    """
+    parts = ledger.parts()
+    macs = {part.reservation: (part.seq, part.mac) for part in parts.values()}
+    findings = [f"{part.reservation}: {part.state}" for part in parts.values() if part.state != "committed"]
+    last = {part.release: part for part in parts.values() if part.state == "committed"}
+    known = {Path(part.folder): part for part in last.values()}
+    findings += [f"{part.release}: its folder is gone" for place, part in known.items() if not place.exists()]
+    for place in dict.fromkeys([*(Path(folder).absolute() for folder in folders), *(p for p in known if p.exists())]):
+        manifest = load_release(place).manifest
+        for told in manifest["parts"]:
+            if macs.get(told["reservation"]) != (told["ledger_seq"], told["ledger_head"]):
+                raise LedgerError(
+                    f"'{place.name}' names record {told['ledger_seq']} of scope {manifest['scope']['name']!r}, which "
+                    "is not in this ledger: it was rolled back or exchanged, or the release is not of this scope."
+                )
+        part = last.get(manifest["release"])
+        if part is not None and part.manifest != sha256((place / MANIFEST).read_bytes()):
+            raise LedgerError(f"'{place.name}' is not as release {part.release!r} was committed: its manifest differs.")
+    return findings
+
+
+def _open_part(ledger: Ledger, reservation: str) -> Part:
+    part = ledger.parts().get(reservation)
+    if part is None or part.state != "reserved":
+        state = part.state if part else "not in the ledger"
+        raise ValueError(f"reservation {reservation!r} is {state}; only an interrupted one is finished or voided.")
+    return part
+
+
+def _holds(folder: Path, reservation: str) -> bool:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return bool(load_release(folder) and manifest["parts"][-1]["reservation"] == reservation)
+    except (OSError, ValueError, KeyError, IndexError):
+        return False

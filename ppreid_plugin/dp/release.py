@@ -1,0 +1,199 @@
+"""A release: one draw of the protected gallery, reserved in the ledger, written once and then only read.
+
+Order of the writes: reserve (spent from here on, fsync) -> temporary folder, fsync -> rename -> commit. After a crash
+the reservation stays spent; :mod:`.recovery` finishes or voids it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save as save_safetensors
+
+from ppreid_plugin.dp.entropy import Entropy
+from ppreid_plugin.dp.journal import fsync_folder, utc_now, write_file
+from ppreid_plugin.dp.ledger import Ledger
+from ppreid_plugin.dp.manifest import build_manifest, manifest_bytes, sha256
+from ppreid_plugin.dp.mechanisms import Mechanism
+from ppreid_plugin.dp.plan import ReleasePlan, ReleaseTerms, transform_state
+from ppreid_plugin.dp.reservations import Part, find_appendable, find_stored
+from ppreid_plugin.dp.stored import ARRAYS, MANIFEST, Release, load_release, load_stored
+from ppreid_plugin.dp.transforms import PublicTransform
+from ppreid_plugin.dp.units import GalleryRows, Unit
+
+
+def release_gallery(
+    gallery: GalleryRows,
+    out: str | Path,
+    *,
+    ledger: Ledger,
+    mechanism: Mechanism,
+    transform: PublicTransform,
+    terms: ReleaseTerms,
+    truth_out: str | Path | None = None,
+    append: bool = False,
+    new_release: bool = False,
+) -> Release:
+    """Draw a release of ``gallery`` into the folder ``out``, or return the stored one if it is the same again (free).
+
+    Args:
+        gallery: rows with their public labels.
+        out: folder of the release; made, must not exist unless the release is stored there.
+        ledger: accounts of the scope.
+        mechanism: what protects the rows; its own noise source is not used.
+        transform: public transform, fitted on other people.
+        terms: name, unit, protocol and the rest.
+        truth_out: file for the map from released rows to row ids, pids and camids; outside ``out``, never published.
+        append: add the units that the stored release of this name does not hold; spends for them only.
+        new_release: draw again although the name is known; spends again.
+
+    Raises:
+        BudgetExceeded: a unit would go over its budget; nothing is drawn.
+        ValueError: arguments out of range, or a name that belongs to another release.
+        FileExistsError: ``out`` or ``truth_out`` exists.
+        LedgerError: ledger or stored release were changed.
+    """
+    plan = ReleasePlan(gallery, mechanism, transform, terms)
+    out = Path(out).absolute()
+    truth = None if truth_out is None else Path(truth_out).absolute()
+    if append and new_release:
+        raise ValueError("append adds to the stored release and new_release draws another one: choose one.")
+    if truth is not None and out in truth.parents:
+        raise ValueError(f"truth_out lies inside the release {out.name!r}; it would be published with it. Move it out.")
+    with ledger.locked():
+        parts = list(ledger.parts().values())
+        request = plan.request(ledger.unit, out)
+        base: list[Part] = []
+        units = list(request.units)
+        if append:
+            base, units = find_appendable(parts, request)
+        elif not new_release and (stored := find_stored(parts, request)):
+            return load_stored(stored, out)
+        earlier = load_stored(base, out) if base else None
+        if earlier is not None and not units:
+            return earlier
+        _check_free(truth, *(() if earlier else (out,)))
+        part = ledger.reserve(request, units, append_to=base)
+        reached("reserved")
+        # still under the lock: whoever finds a reservation without a commit knows that its process is gone
+        _write(plan, ledger, part, base, out, truth, earlier)
+        return load_release(out)
+
+
+def temporary_folder(out: Path, reservation: str) -> Path:
+    """Return the folder beside ``out`` in which a reservation is written."""
+    return out.with_name(f".{out.name}.{reservation}.tmp")
+
+
+def old_folder(out: Path, reservation: str) -> Path:
+    """Return where the release that was appended to stands while the longer one takes its place."""
+    return out.with_name(f".{out.name}.{reservation}.old")
+
+
+def set_in_place(temporary: Path, out: Path, reservation: str) -> None:
+    """Rename the complete temporary folder to ``out``; an older release there, with fewer parts, makes room."""
+    old = old_folder(out, reservation)
+    if out.exists():
+        out.rename(old)
+        reached("old moved")
+    temporary.rename(out)
+    fsync_folder(out.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def reached(step: str) -> None:
+    """Do nothing: tests end the process here."""
+
+
+def _write(
+    plan: ReleasePlan,
+    ledger: Ledger,
+    part: Part,
+    base: Sequence[Part],
+    out: Path,
+    truth: Path | None,
+    earlier: Release | None,
+) -> None:
+    chosen = set(part.units)
+    rows = [unit for unit in plan.units if unit.name in chosen]
+    arrays = plan.rows_of(chosen)
+    reached("drawn")
+    order = Entropy().permutation(len(rows)) if plan.terms.protocol == "anonymous" else np.arange(len(rows))
+    rows = [rows[index] for index in order]
+    arrays = {name: array[order] for name, array in arrays.items()}
+    first = 0 if earlier is None else len(earlier.row_ids)
+    names = _released_names(rows, plan.terms.protocol, first)
+    arrays |= _labels(rows, plan)
+    if earlier is not None:
+        arrays = {name: np.concatenate([earlier.arrays[name], array]) for name, array in arrays.items()}
+        names = [*earlier.row_ids, *names]
+    arrays["row_id"] = _encoded(names)
+    arrays |= plan.sampler.arrays
+    arrays |= {f"transform.{name}": array for name, array in transform_state(plan.transform).items()}
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    data = save_safetensors(arrays, metadata={"privacy": "released", "release": part.release})
+    parts = [] if earlier is None else earlier.manifest["parts"]
+    manifest = manifest_bytes(build_manifest(plan, ledger, part, arrays, data, base=base, earlier=parts))
+    temporary = temporary_folder(out, part.reservation)
+    temporary.mkdir(parents=True)
+    if truth is not None:
+        truth.parent.mkdir(parents=True, exist_ok=True)
+        write_file(truth, _truth(part, names[first:], rows), mode=0o600)
+    reached("truth written")
+    write_file(temporary / ARRAYS, data)
+    reached("arrays written")
+    write_file(temporary / MANIFEST, manifest)
+    reached("manifest written")
+    set_in_place(temporary, out, part.reservation)
+    reached("renamed")
+    ledger.commit(part.reservation, sha256(manifest))
+    reached("committed")
+
+
+def _check_free(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None and path.exists():
+            raise FileExistsError(f"'{path}' exists already, and a release overwrites nothing. Name another place.")
+
+
+def _released_names(rows: list[Unit], protocol: str, first: int) -> list[str]:
+    if protocol == "anonymous":  # a row id may name the person, as in Market-1501's file names
+        return [f"{number:06d}" for number in range(first, first + len(rows))]
+    return [unit.row_id for unit in rows]
+
+
+def _labels(rows: list[Unit], plan: ReleasePlan) -> dict[str, np.ndarray]:
+    if plan.terms.protocol == "anonymous":
+        return {}
+    labels = {"pids": np.array([unit.pid for unit in rows], dtype=np.int64)}
+    if plan.terms.unit == "image":
+        labels["camids"] = np.array([unit.camid for unit in rows], dtype=np.int64)
+    if plan.terms.budgets:
+        common = plan.mechanism.epsilon
+        labels["epsilon"] = np.array([plan.terms.budgets.get(unit.pid, common) for unit in rows], dtype=np.float64)
+    return labels
+
+
+def _encoded(names: list[str]) -> np.ndarray:
+    texts = [name.encode("utf-8") for name in names]
+    width = max(len(text) for text in texts)
+    return np.frombuffer(b"".join(text.ljust(width, b"\0") for text in texts), dtype=np.uint8).reshape(-1, width)
+
+
+def _truth(part: Part, names: list[str], rows: list[Unit]) -> bytes:
+    linked = [
+        {"row": name, "row_id": unit.row_id, "pid": unit.pid, "camid": unit.camid}
+        for name, unit in zip(names, rows, strict=True)
+    ]
+    content = {
+        "privacy": "clean: links released rows to people; keep it apart from the release",
+        "reservation": part.reservation,
+        "created": utc_now(),
+        "rows": linked,
+    }
+    return (json.dumps(content, indent=1) + "\n").encode("utf-8")

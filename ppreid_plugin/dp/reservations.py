@@ -1,0 +1,143 @@
+"""What the ledger knows of releases: which are stored, which were interrupted, and whether a request is one of them.
+
+A release is known by the user's name and by public data: row ids, pids, fingerprints of model and transform, the
+configuration. Features are never looked at, so extracting them again, or in another order, makes no new release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ppreid_plugin.dp.charges import Charge
+from ppreid_plugin.dp.journal import Record
+
+
+@dataclass
+class Part:
+    """One reservation: a release, or what was appended to one."""
+
+    reservation: str
+    release: str
+    name: str
+    public: dict[str, Any]
+    rows: dict[str, int]
+    units: list[str]
+    folder: str
+    seq: int
+    mac: str
+    time: str
+    state: str = "reserved"
+    manifest: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A release as it is known: by its name and public data, never by feature contents.
+
+    Args:
+        name: the user's name.
+        public: fingerprints of model and transform, and the configuration; JSON-ready.
+        rows: row id to pid, of all rows that go in.
+        units: name of each unit, with the accounts it is charged to and the charge of each.
+        members: name of each unit, with the ids of its rows.
+        folder: where the release will lie.
+        charge_at: the charge of one row at another epsilon, for the message when the budget is exceeded.
+    """
+
+    name: str
+    public: Mapping[str, Any]
+    rows: Mapping[str, int]
+    units: Mapping[str, tuple[Sequence[str], Charge]]
+    folder: Path
+    charge_at: Callable[[float], Charge]
+    members: Mapping[str, Sequence[str]]
+
+
+def read_parts(records: Iterable[Record]) -> dict[str, Part]:
+    """Return every reservation by its name, oldest first."""
+    parts: dict[str, Part] = {}
+    for record in records:
+        kind, content = record["kind"], record["content"]
+        if kind == "reserve":
+            parts[content["reservation"]] = Part(
+                **{key: content[key] for key in ("reservation", "release", "name", "public", "units", "folder")},
+                rows=dict(zip(content["row_ids"], content["pids"], strict=True)),
+                seq=record["seq"],
+                mac=record["mac"],
+                time=record["time"],
+            )
+        elif kind == "commit":
+            part = parts[content["reservation"]]
+            part.state, part.manifest = "committed", content["manifest"]
+        elif kind == "void":
+            parts[content["reservation"]].state = "voided"
+        elif kind == "purge":
+            for part in parts.values():
+                if part.release == content["release"] and part.state != "voided":
+                    part.state = "purged"
+    return parts
+
+
+def latest_release(parts: Iterable[Part], name: str) -> list[Part]:
+    """Return the parts of the latest release of that name, whatever their state."""
+    named = [part for part in parts if part.name == name]
+    return [part for part in named if part.release == named[-1].release]
+
+
+def find_stored(parts: Iterable[Part], request: Request) -> list[Part]:
+    """Return the committed parts that make up exactly this release, oldest first; [] if the name is free.
+
+    Raises:
+        ValueError: the name belongs to another release, or to one that is reserved, voided or purged.
+    """
+    latest = latest_release(parts, request.name)
+    if not latest:
+        return []
+    release = latest[0].release
+    if any(part.state == "reserved" for part in latest):
+        raise ValueError(
+            f"release {release!r} is reserved and not committed: it was interrupted. Finish or void it "
+            "(tools/ledger.py finish, tools/ledger.py void); what it reserved stays spent."
+        )
+    if latest[0].state != "committed":
+        raise ValueError(
+            f"release {release!r} was {latest[0].state}; what it spent stays spent. "
+            "Say new_release (--new-release) to draw and spend again, or choose another name."
+        )
+    committed = [part for part in latest if part.state == "committed"]
+    differs = _differences(committed[0].public, request.public)
+    if {row: pid for part in committed for row, pid in part.rows.items()} != dict(request.rows):
+        differs.append("rows")
+    if differs:
+        raise ValueError(
+            f"name {request.name!r} belongs to release {release!r}, which differs in: {', '.join(differs)}. Choose "
+            "another name, or say new_release (--new-release); either spends. Or append the new rows (--append)."
+        )
+    return committed
+
+
+def find_appendable(parts: Iterable[Part], request: Request) -> tuple[list[Part], list[str]]:
+    """Return the committed parts to append to, and the units of the request that they do not hold.
+
+    Raises:
+        ValueError: no such release, one that is unfinished, or one of another model, transform or configuration.
+    """
+    latest = latest_release(parts, request.name)
+    if not latest or latest[0].state != "committed" or any(part.state == "reserved" for part in latest):
+        state = f"release {latest[0].release!r} is not complete" if latest else "there is no release of that name"
+        raise ValueError(f"append to {request.name!r}: {state}. See tools/ledger.py show; finish or void it first.")
+    committed = [part for part in latest if part.state == "committed"]
+    if differs := _differences(committed[0].public, request.public):
+        raise ValueError(
+            f"append to release {committed[0].release!r}: it differs in: {', '.join(differs)}. "
+            "Append with what it was made with, or make a release of another name."
+        )
+    held = {unit for part in committed for unit in part.units}
+    return committed, [unit for unit in request.units if unit not in held]
+
+
+def _differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    return [key for key in sorted({*stored, *asked}) if stored.get(key) != asked.get(key)]
