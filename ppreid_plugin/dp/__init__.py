@@ -1,6 +1,15 @@
 """Stage 2, the DP gallery: mechanisms, their calibration, and the public transforms in front of them."""
 
 from ppreid_plugin.dp.arrays import clip_rows
+from ppreid_plugin.dp.bounds import (
+    bound_auc_gaussian,
+    bound_auc_pure,
+    bound_query_to_row,
+    bound_row_to_person,
+    bound_row_to_person_gaussian,
+    bound_tpr_gaussian,
+    bound_tpr_pure,
+)
 from ppreid_plugin.dp.calibration import (
     compose_gaussian,
     gaussian_delta,
@@ -23,6 +32,13 @@ __all__ = [
     "PrivUnit",
     "PrivUnitG",
     "PublicTransform",
+    "bound_auc_gaussian",
+    "bound_auc_pure",
+    "bound_query_to_row",
+    "bound_row_to_person",
+    "bound_row_to_person_gaussian",
+    "bound_tpr_gaussian",
+    "bound_tpr_pure",
     "build_mechanism",
     "build_transform",
     "clip_rows",
