@@ -95,8 +95,8 @@ class Journal:
         """Add a record and return it once it is on the disk. Call it under :meth:`locked`."""
         records = self.read()
         self._drop_torn_line()
-        if records:
-            self._write_head(records[-1])
+        if records and self._read_head()["seq"] < records[-1]["seq"]:
+            self._write_head(records[-1])  # a crash came between the last record and its head
         record: Record = {
             "seq": len(records),
             "kind": kind,
