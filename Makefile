@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(RUN) tools/demo.py --epsilon $(EPSILON) $(DEMO_ARGS)
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_PROCESSES) --ignore=tests/benchmarks
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile --ignore=tests/benchmarks
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

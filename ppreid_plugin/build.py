@@ -177,10 +177,10 @@ def build_components(cfg: CfgNode) -> list[Component]:
     if privacy.gallery.enabled:
         mechanism = MECHANISMS.get(privacy.gallery.mechanism, key="privacy.gallery.mechanism")
         check_arguments(privacy.gallery.kwargs, [mechanism], key="privacy.gallery.kwargs")
-        components.append(
+        components.extend(
             DPGallery(
                 privacy.gallery.mechanism,
-                epsilon=privacy.gallery.epsilon,
+                epsilon=epsilon,
                 delta=privacy.gallery.delta,
                 clip_norm=privacy.gallery.clip_norm,
                 unit=privacy.gallery.unit,
@@ -190,6 +190,7 @@ def build_components(cfg: CfgNode) -> list[Component]:
                 seed=cfg.train.seed,
                 options=privacy.gallery.kwargs,
             )
+            for epsilon in privacy.gallery.epsilons or [privacy.gallery.epsilon]
         )
     return components
 

@@ -71,7 +71,7 @@ def demo(argv: Sequence[str]) -> dict[str, Any]:
     print("[3/4] Drawing pictures ...", flush=True)
     pictures = _draw(engine, out)
 
-    protected = result["protected"]
+    (protected,) = result["protected"]
     record = {
         "utility": {
             "clean": {key: result["clean"][key] for key in ("rank1", "mAP", "mINP")},
@@ -122,12 +122,11 @@ def _draw(engine: Any, out: Path) -> list[Path]:
     image_rows(
         {"original": images, "target T(x)": wanted[:, :3], "decoded from\nthe feature": decoded[:, :3]}, paths[1]
     )
-    protected = engine.gallery.protect(gallery.features)
-    people = np.flatnonzero(~np.isin(gallery.pids, engine.gallery.background_pids))
-    epsilon = engine.gallery.mechanism.epsilon
+    (protection,) = engine.galleries
+    people = np.flatnonzero(~np.isin(gallery.pids, protection.background_pids))
     spaces = {
-        "clean gallery": engine.gallery.transform(gallery.features)[people],
-        f"protected gallery, epsilon {epsilon:g}": protected[people],
+        "clean gallery": protection.transform(gallery.features)[people],
+        f"protected gallery, epsilon {protection.mechanism.epsilon:g}": protection.protect(gallery.features)[people],
     }
     tsne_maps(spaces, gallery.pids[people], paths[2])
     return paths

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -79,10 +79,10 @@ class ProtectedResult:
 
 @dataclass
 class TargetResult:
-    """Figures of one target: the clean gallery, and the protected one where there is a `DPGallery`."""
+    """Figures of one target: the clean gallery, and the protected one of each `DPGallery`, in order."""
 
     clean: RankingResult
-    protected: ProtectedResult | None = None
+    protected: list[ProtectedResult] = field(default_factory=list)
 
 
 @torch.no_grad()

@@ -112,6 +112,7 @@ PRIVACY_OPTIONS: dict[str, tuple[Any, str]] = {
     "privacy.gallery.mechanism": ("gaussian", "DP mechanism, by registered name"),
     "privacy.gallery.unit": ("image", "unit of privacy: image (one gallery row)"),
     "privacy.gallery.epsilon": (16.0, "budget of one unit under replace adjacency, > 0"),
+    "privacy.gallery.epsilons": ([], "several budgets to evaluate in one run, instead of privacy.gallery.epsilon"),
     "privacy.gallery.delta": (None, "failure probability; None: 1e-5 for approximate mechanisms, 0 for pure ones"),
     "privacy.gallery.clip_norm": (1.0, "bound C on a row's L2 norm; the sensitivity is 2C"),
     "privacy.gallery.transform": ("center", "public transform, fitted on the training split: center or none"),

@@ -28,9 +28,9 @@ class EvaluationMixin:
     _replaying: bool
 
     @property
-    def gallery(self) -> DPGallery | None:
-        """The DP gallery among the components, if there is one."""
-        return next((c for c in self.components if isinstance(c, DPGallery)), None)
+    def galleries(self) -> list[DPGallery]:
+        """The DP galleries among the components: several budgets or mechanisms are evaluated in one pass."""
+        return [component for component in self.components if isinstance(component, DPGallery)]
 
     def parse_data_for_eval(self, data: Any) -> Any:
         """Parse as torchreid does; features that are evaluated again pass as they are."""
@@ -45,7 +45,7 @@ class EvaluationMixin:
         return super().extract_features(input)  # type: ignore[misc]
 
     def test(self, *args: Any, **kwargs: Any) -> float:
-        """Evaluate all targets as torchreid does, and the protected gallery beside it where there is a `DPGallery`.
+        """Evaluate all targets as torchreid does, and beside them the protected gallery of each `DPGallery`.
 
         Each image is extracted once. `results` holds all figures; the research noise of the protected gallery is the
         same draw at each call.
@@ -65,17 +65,17 @@ class EvaluationMixin:
             train = self._training_features()
         rank1, rankings = self._replay(sets, options)
         self.results = {name: TargetResult(clean=ranking) for name, ranking in zip(sets, rankings, strict=True)}
-        if self.gallery is not None:
-            self._test_protected(self.gallery, sets, train, options)
+        for gallery in self.galleries:
+            self._test_protected(gallery, sets, train, options)
         for name, result in self.results.items():
             print(f"{name}: mINP {result.clean.mINP:.1%}, {result.clean.num_valid_queries} queries with a match")
         return rank1
 
     def _training_features(self) -> Tensor | None:
-        gallery = self.gallery
-        if gallery is None or not gallery.needs_training_features:
+        fitting = [gallery for gallery in self.galleries if gallery.needs_training_features]
+        if not fitting:
             return None
-        loader = training_set_for_features(self.datamanager, gallery.fit_images, gallery.seed)
+        loader = training_set_for_features(self.datamanager, fitting[0].fit_images, fitting[0].seed)
         return extract(self, loader, "training split (for the public transform)", loader.dataset.data).features  # type: ignore[attr-defined]
 
     def _replay(self, sets: dict[str, dict[str, Extracted]], options: dict[str, Any]) -> tuple[float, list[Any]]:
@@ -105,7 +105,8 @@ class EvaluationMixin:
         }
         print(gallery.banner())
         writer, self.writer = self.writer, None
-        save_dir = os.path.join(options["save_dir"], "protected")
+        folder = f"{gallery.mechanism.name}_epsilon_{gallery.mechanism.epsilon:g}"
+        save_dir = os.path.join(options["save_dir"], "protected", folder)
         try:
             options = {**options, "dist_metric": "cosine", "normalize_feature": False, "save_dir": save_dir}
             _, rankings = self._replay(protected, options)
@@ -113,8 +114,9 @@ class EvaluationMixin:
             self.writer = writer
         for (name, roles), ranking in zip(protected.items(), rankings, strict=True):
             result = protected_result(gallery, sets[name], roles, ranking, exclude_same_camera=self.exclude_same_camera)
-            self.results[name].protected = result
+            self.results[name].protected.append(result)
             print(result.table(name, self.results[name].clean))
             if self.writer is not None:
-                self.writer.add_scalar(f"Test/{name}/protected_rank1", ranking.rank1, self.epoch)
-                self.writer.add_scalar(f"Test/{name}/protected_mAP", ranking.mAP, self.epoch)
+                tag = f"Test/{name}/{gallery.mechanism.name}_epsilon_{gallery.mechanism.epsilon:g}"
+                self.writer.add_scalar(f"{tag}/rank1", ranking.rank1, self.epoch)
+                self.writer.add_scalar(f"{tag}/mAP", ranking.mAP, self.epoch)

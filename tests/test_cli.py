@@ -48,7 +48,7 @@ def test_train_then_test_end_to_end(train, tmp_path):
     assert code == 0, err
     again = json.loads((tmp_path / "t/metrics.json").read_text())["targets"]["synthetic_pedestrians"]
     assert again["clean"]["mAP"] == pytest.approx(clean["mAP"], abs=1e-6)
-    protected = again["protected"]
+    (protected,) = again["protected"]
     assert (protected["epsilon"], protected["delta"], protected["unit"]) == (8.0, 1e-5, "image")
     assert protected["sigma"] == pytest.approx(1.2, abs=0.01)
     assert protected["enrolled"]["rank1"] is not None
@@ -62,6 +62,7 @@ def test_train_then_test_end_to_end(train, tmp_path):
         (("privacy.deid.taget", "blur"), "unknown key 'privacy.deid.taget'"),
         (("privacy.gallery.enabled", "True", "privacy.gallery.epsilon", "-1"), "privacy.gallery.epsilon is -1.0"),
         (("privacy.gallery.enabled", "True", "privacy.gallery.delta", "0"), "delta is 0.0"),
+        (("privacy.gallery.enabled", "True", "privacy.gallery.epsilons", "[4, 0]"), "epsilon is 0"),
         (("privacy.deid.enabled", "True", "privacy.deid.target", "pixelize"), "Did you mean 'pixelate'?"),
         (("--transforms", "random_flipp"), "data.transforms is 'random_flipp'"),
         (("-s", "market"), "data.sources is 'market'; image data sets: "),

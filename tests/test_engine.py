@@ -235,8 +235,8 @@ def test_one_line_integration_trains_with_scheduler_none_and_saves(make_cfg, tmp
     folders = {path.parent.name for path in (tmp_path / "run").glob("*/model.pth.tar-1")}
     assert folders == {"model", "deid_decoder", "adversary_identity"}
     result = engine.results["synthetic_pedestrians"]
-    assert result.protected.description["epsilon"] == 8.0
-    assert 0 <= result.protected.anonymous.rank1 <= 1
+    assert result.protected[0].description["epsilon"] == 8.0
+    assert 0 <= result.protected[0].anonymous.rank1 <= 1
 
 
 def test_checkpoints_load_in_stock_torchreid_with_no_missing_or_unexpected_key(make_engine, run_engine, capsys):
@@ -311,9 +311,9 @@ def test_research_noise_is_the_same_draw_each_time_and_never_moves_the_training(
     engine = make_engine(*gallery, "train.max_epoch", 2, "test.eval_freq", 1)
     losses = record_losses(engine)
     run_engine(engine)
-    first = engine.results["synthetic_pedestrians"].protected.anonymous.mAP
+    first = engine.results["synthetic_pedestrians"].protected[0].anonymous.mAP
     engine.test()
-    assert engine.results["synthetic_pedestrians"].protected.anonymous.mAP == first
+    assert engine.results["synthetic_pedestrians"].protected[0].anonymous.mAP == first
 
     plain = make_engine("train.max_epoch", 2, "test.eval_freq", 1)
     plain_losses = record_losses(plain)
@@ -327,18 +327,20 @@ def test_with_next_to_no_noise_the_protected_figures_are_those_of_centered_rows(
     result = engine.results["synthetic_pedestrians"]
     with torch.no_grad():
         roles = {r: extract(engine, loader, r) for r, loader in engine.test_loader["synthetic_pedestrians"].items()}
-    query, gallery = (roles[r].with_features(engine.gallery.transform(roles[r].features)) for r in ("query", "gallery"))
+    query, gallery = (
+        roles[r].with_features(engine.galleries[0].transform(roles[r].features)) for r in ("query", "gallery")
+    )
     labels = (query.pids, gallery.pids, query.camids, gallery.camids)
     wanted = evaluate(query.features, gallery.features, *labels, metric="cosine")
-    assert result.protected.anonymous.mAP == pytest.approx(wanted.mAP, abs=0.01)
-    assert result.protected.anonymous.mAP != result.clean.mAP  # euclidean on raw features
+    assert result.protected[0].anonymous.mAP == pytest.approx(wanted.mAP, abs=0.01)
+    assert result.protected[0].anonymous.mAP != result.clean.mAP  # euclidean on raw features
 
 
 def test_person_level_epsilon_composes_over_the_rows_of_a_person(make_engine):
     engine = make_engine("privacy.gallery.enabled", True, "privacy.gallery.epsilon", 4)
     engine.test()
-    protected = engine.results["synthetic_pedestrians"].protected
-    mechanism = engine.gallery.mechanism
+    (protected,) = engine.results["synthetic_pedestrians"].protected
+    mechanism = engine.galleries[0].mechanism
     for rows, epsilon in zip(
         (protected.enrolled.rows_median, protected.enrolled.rows_largest), protected.person_epsilon, strict=True
     ):
@@ -348,9 +350,26 @@ def test_person_level_epsilon_composes_over_the_rows_of_a_person(make_engine):
     assert 4 < protected.person_epsilon[0] <= protected.person_epsilon[1]
 
 
+def test_several_budgets_are_evaluated_in_one_pass(make_engine, monkeypatch):
+    options = ("privacy.gallery.enabled", True, "privacy.gallery.epsilons", [2, 8.0])
+    engine = make_engine(*options)
+    seen = []
+    own = engine.model.forward
+    monkeypatch.setattr(engine.model, "forward", lambda images: seen.append(len(images)) or own(images))
+    engine.test()
+    manager = engine.datamanager
+    items = manager.test_dataset["synthetic_pedestrians"]
+    assert sum(seen) == len(items["query"]) + len(items["gallery"]) + len(manager.train_loader.dataset.train)
+    results = engine.results["synthetic_pedestrians"].protected
+    assert [result.description["epsilon"] for result in results] == [2.0, 8.0]
+    alone = make_engine("privacy.gallery.enabled", True, "privacy.gallery.epsilon", 8)
+    alone.test()
+    assert alone.results["synthetic_pedestrians"].protected[0].anonymous.mAP == results[1].anonymous.mAP
+
+
 def test_nothing_of_the_gallery_reaches_the_public_transform(make_engine):
     engine = make_engine("privacy.gallery.enabled", True)
-    gallery = engine.gallery
+    (gallery,) = engine.galleries
     seen = []
     own_fit = gallery.public_transform.fit
     gallery.public_transform.fit = lambda features: seen.append(features.clone()) or own_fit(features)
@@ -406,13 +425,16 @@ def test_the_test_loaders_are_restored_after_a_failure(make_engine, monkeypatch)
 def test_rerank_and_visrank_work_on_clean_and_protected_features(make_engine, run_engine, option):
     engine = make_engine("test.evaluate", True, "privacy.gallery.enabled", True, *option)
     run_engine(engine)
-    assert engine.results["synthetic_pedestrians"].protected is not None
+    assert len(engine.results["synthetic_pedestrians"].protected) == 1
     if option[0] == "test.visrank":
         folder = engine.cfg.data.save_dir
         from pathlib import Path
 
         pictures = {p.parent.relative_to(folder).as_posix() for p in Path(folder).rglob("*.jpg")}
-        assert pictures == {"visrank_synthetic_pedestrians", "protected/visrank_synthetic_pedestrians"}
+        assert pictures == {
+            "visrank_synthetic_pedestrians",
+            "protected/gaussian_epsilon_16/visrank_synthetic_pedestrians",
+        }
 
 
 def test_amp_trains_in_bfloat16_and_evaluates_close_to_float32(make_engine, run_engine):
@@ -441,7 +463,7 @@ def test_figures_are_in_tensorboard_under_names_of_their_own(make_engine, run_en
     tags = set(events.Tags()["scalars"])
     wanted = {"Train/loss", "Train/loss_deid", "Train/loss_adversary_identity", "Train/acc_adversary_identity"}
     target = "Test/synthetic_pedestrians"
-    assert wanted | {f"{target}/rank1", f"{target}/protected_rank1", f"{target}/protected_mAP"} <= tags
+    assert wanted | {f"{target}/rank1", f"{target}/gaussian_epsilon_16/rank1"} <= tags
     result = engine.results["synthetic_pedestrians"]
     (rank1,) = [event.value for event in events.Scalars(f"{target}/rank1")]
     assert rank1 == pytest.approx(result.clean.rank1, abs=1e-6)
@@ -485,7 +507,7 @@ def test_video_engines_train_and_protect_tracklets(make_engine, run_engine, pede
     run_engine(engine)
     assert all(np.isfinite(value) for summary in losses for value in summary.values())
     assert {"loss_deid", "acc_adversary_identity"} <= losses[0].keys()
-    assert engine.results["tiny_tracklets"].protected.anonymous.num_valid_queries > 0
+    assert engine.results["tiny_tracklets"].protected[0].anonymous.num_valid_queries > 0
 
 
 def test_an_extra_module_without_optimizer_is_saved_too(make_engine, run_engine, tmp_path):

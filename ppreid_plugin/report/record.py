@@ -18,18 +18,20 @@ from ..evaluation import TargetResult
 
 
 def result_to_dict(result: TargetResult) -> dict[str, Any]:
-    """Figures of one target as fractions, JSON-ready: ``clean``, and ``protected`` with both protocols."""
-    figures: dict[str, Any] = {"clean": _ranking(result.clean)}
-    if result.protected is not None:
-        protected = result.protected
-        figures["protected"] = {
-            "anonymous": _ranking(protected.anonymous),
-            "enrolled": _enrolled(protected.enrolled),
-            "clean_enrolled": _enrolled(protected.clean_enrolled),
-            "person_epsilon": {"median_rows": protected.person_epsilon[0], "largest_rows": protected.person_epsilon[1]},
-            **protected.description,
-        }
-    return figures
+    """Figures of one target as fractions, JSON-ready: ``clean``, and a list ``protected`` with both protocols each."""
+    return {
+        "clean": _ranking(result.clean),
+        "protected": [
+            {
+                "anonymous": _ranking(protected.anonymous),
+                "enrolled": _enrolled(protected.enrolled),
+                "clean_enrolled": _enrolled(protected.clean_enrolled),
+                "person_epsilon": dict(zip(("median_rows", "largest_rows"), protected.person_epsilon, strict=True)),
+                **protected.description,
+            }
+            for protected in result.protected
+        ],
+    }
 
 
 def environment(device: str) -> dict[str, str]:
