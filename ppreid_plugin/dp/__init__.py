@@ -19,19 +19,31 @@ from ppreid_plugin.dp.calibration import (
 )
 from ppreid_plugin.dp.composition import compose, composed_delta
 from ppreid_plugin.dp.mechanisms import MECHANISMS, Mechanism, build_mechanism, register_mechanism
+from ppreid_plugin.dp.prior import Prior, fit_prior
+from ppreid_plugin.dp.projections import LDA, PCA, Whiten
 from ppreid_plugin.dp.sphere import PrivUnit, PrivUnitG
 from ppreid_plugin.dp.subset import CodebookMechanism, PriorSubset
-from ppreid_plugin.dp.transforms import TRANSFORMS, PublicTransform, build_transform, register_transform
+from ppreid_plugin.dp.transforms import (
+    TRANSFORMS,
+    PublicTransform,
+    build_transform,
+    register_transform,
+    transform_from_state,
+)
 
 __all__ = [
+    "LDA",
     "MECHANISMS",
+    "PCA",
     "TRANSFORMS",
     "CodebookMechanism",
     "Mechanism",
+    "Prior",
     "PriorSubset",
     "PrivUnit",
     "PrivUnitG",
     "PublicTransform",
+    "Whiten",
     "bound_auc_gaussian",
     "bound_auc_pure",
     "bound_query_to_row",
@@ -45,10 +57,12 @@ __all__ = [
     "compose",
     "compose_gaussian",
     "composed_delta",
+    "fit_prior",
     "gaussian_delta",
     "gaussian_epsilon",
     "gaussian_sigma",
     "person_level_epsilon",
     "register_mechanism",
     "register_transform",
+    "transform_from_state",
 ]

@@ -7,6 +7,7 @@ released breaks the proof; so fitting is a step of its own, and :meth:`PublicTra
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -23,26 +24,70 @@ _ZERO = 1e-12  # a difference of unit rows this short is rounding error of float
 class PublicTransform(ABC):
     """A map of one row whose parameters come from training features only.
 
-    An entry sets ``name`` (and ``needs_fit = False`` if it learns nothing), and implements :meth:`fit_rows` and
-    :meth:`transform_rows`.
+    An entry sets ``name`` (and ``needs_fit = False`` if it learns nothing, ``needs_pids = True`` if it learns from
+    labels), names the arrays it learns in ``learned``, and implements :meth:`fit_rows` and :meth:`transform_rows`.
+
+    Attributes:
+        fitted: whether parameters are there.
+        fitted_rows: number of training rows they come from.
     """
 
     name: ClassVar[str]
     needs_fit: ClassVar[bool] = True
+    needs_pids: ClassVar[bool] = False
+    learned: ClassVar[tuple[str, ...]] = ()
     fitted = False
+    fitted_rows = 0
 
-    def fit(self, features: np.ndarray | torch.Tensor) -> Self:
+    def fit(self, features: np.ndarray | torch.Tensor, pids: npt.ArrayLike | torch.Tensor | None = None) -> Self:
         """Learn the parameters from ``features`` (n, d) of the *training* split; a new fit replaces the old one.
 
+        Args:
+            features: training rows.
+            pids: their person labels, (n,), whole numbers; needed by ``lda`` only.
+
         Raises:
-            ValueError: wrong shape or type, no rows, NaN or infinity (rows are named).
+            ValueError: wrong shape or type, no rows, NaN or infinity (rows are named), pids missing or not one a row.
         """
         rows, _ = to_rows(features)
         if not rows.numel():
             raise ValueError(f"features has shape {tuple(rows.shape)}, must hold at least one training row to fit on.")
-        self.fit_rows(rows)
-        self.fitted = True
+        self.fit_rows(rows, _checked_pids(pids, len(rows)) if self.needs_pids else None)
+        self.fitted, self.fitted_rows = True, len(rows)
         return self
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """Return what was fitted, as arrays: with the name it is all that :func:`transform_from_state` needs.
+
+        Raises:
+            RuntimeError: not fitted.
+        """
+        self._require_fitted()
+        return {
+            **{name: np.array(getattr(self, name)) for name in self.learned},
+            "fitted_rows": np.array(self.fitted_rows, dtype=np.int64),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, npt.ArrayLike]) -> Self:
+        """Return the fitted transform that :meth:`state` was taken from.
+
+        Raises:
+            ValueError: an array is missing, is not one of this transform, or is not finite.
+        """
+        expected = {*cls.learned, "fitted_rows"}
+        if set(state) != expected:
+            raise ValueError(
+                f"state of transform {cls.name!r} holds {sorted(state)}, must hold {sorted(expected)}. "
+                "Take it from state() of the same transform."
+            )
+        transform = cls()
+        for name in cls.learned:
+            setattr(transform, name, frozen(np.array(state[name], dtype=np.float64)))
+            if not np.isfinite(getattr(transform, name)).all():
+                raise ValueError(f"state of transform {cls.name!r}: {name} holds NaN or infinity.")
+        transform.fitted, transform.fitted_rows = True, int(np.asarray(state["fitted_rows"]))
+        return transform
 
     def transform(self, features: Features) -> Features:
         """Return every row transformed, (n, d) -> (n, any); same kind, type and device.
@@ -51,25 +96,28 @@ class PublicTransform(ABC):
             RuntimeError: not fitted.
             ValueError: wrong shape or type, NaN or infinity (rows are named).
         """
-        if self.needs_fit and not self.fitted:
-            raise RuntimeError(
-                f"transform {self.name!r} is not fitted; call fit(features of the training split) first."
-            )
+        self._require_fitted()
         rows, restore = to_rows(features)
         parts = [saturated(self.transform_rows(rows[span].double()), rows.dtype) for span in row_chunks(rows)]
         return cast(Features, restore(torch.cat(parts) if parts else rows.clone()))
 
     @abstractmethod
-    def fit_rows(self, rows: torch.Tensor) -> None:
-        """Learn from checked rows, (n, d), any float type."""
+    def fit_rows(self, rows: torch.Tensor, pids: npt.NDArray[np.int64] | None = None) -> None:
+        """Learn from checked rows, (n, d), any float type; ``pids`` (n,) only if ``needs_pids``."""
 
     @abstractmethod
     def transform_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the rows transformed, float64 (n, d) -> float64 (n, any), each for itself."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what is done, ready for JSON: public parameters only."""
+        """Return what is done, ready for JSON: names and sizes, no feature values."""
         return {"transform": self.name}
+
+    def _require_fitted(self) -> None:
+        if self.needs_fit and not self.fitted:
+            raise RuntimeError(
+                f"transform {self.name!r} is not fitted; call fit(features of the training split) first."
+            )
 
 
 TRANSFORMS: Registry[type[PublicTransform]] = Registry("public transform", contract=PublicTransform)
@@ -83,7 +131,7 @@ class NoTransform(PublicTransform):
     name = "none"
     needs_fit = False
 
-    def fit_rows(self, rows: torch.Tensor) -> None:
+    def fit_rows(self, rows: torch.Tensor, pids: npt.NDArray[np.int64] | None = None) -> None:
         """Learn nothing."""
 
     def transform_rows(self, rows: torch.Tensor) -> torch.Tensor:
@@ -110,36 +158,24 @@ class Center(PublicTransform):
     """
 
     name = "center"
+    learned = ("mean",)
 
     def __init__(self) -> None:
         self.mean: npt.NDArray[np.float64] | None = None
-        self._rows_fitted = 0
 
-    def fit_rows(self, rows: torch.Tensor) -> None:
+    def fit_rows(self, rows: torch.Tensor, pids: npt.NDArray[np.int64] | None = None) -> None:
         """Take the mean of the unit rows, in float64."""
-        total = sum(directions(rows[span].double())[0].sum(dim=0) for span in row_chunks(rows))
-        self.mean = (cast(torch.Tensor, total) / len(rows)).cpu().numpy()
-        self.mean.flags.writeable = False
-        self._rows_fitted = len(rows)
+        self.mean = frozen(unit_mean(rows).cpu().numpy())
 
     def transform_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """Normalize, subtract, normalize."""
-        mean = torch.tensor(self.mean, dtype=torch.float64, device=rows.device)
-        if rows.shape[1] != len(mean):
-            raise ValueError(
-                f"features have {rows.shape[1]} columns, the transform was fitted on {len(mean)}. "
-                "Fit it on training features of the same model."
-            )
-        centered, norms = directions(directions(rows)[0] - mean)
-        first = torch.zeros_like(mean)
-        first[0] = 1.0
-        return torch.where(norms > _ZERO, centered, first)
+        return normalized(directions(rows)[0] - column_values(self.mean, rows))
 
     def describe(self) -> dict[str, Any]:
         """Return the name and what it was fitted on, in numbers of rows and columns."""
         return {
             "transform": self.name,
-            "fitted_rows": self._rows_fitted,
+            "fitted_rows": self.fitted_rows,
             "columns": None if self.mean is None else len(self.mean),
         }
 
@@ -151,3 +187,57 @@ def build_transform(name: str, **kwargs: Any) -> PublicTransform:
         ValueError: unknown name.
     """
     return TRANSFORMS.get(name)(**kwargs)
+
+
+def transform_from_state(name: str, state: Mapping[str, npt.ArrayLike]) -> PublicTransform:
+    """Return the registered transform ``name`` as it was fitted, from what its ``state()`` returned.
+
+    Raises:
+        ValueError: unknown name, or a state of another transform.
+
+    Example:
+        >>> center = build_transform("center").fit(np.array([[1.0, 0.0], [0.0, 1.0]]))
+        >>> transform_from_state("center", center.state()).mean
+        array([0.5, 0.5])
+    """
+    return TRANSFORMS.get(name).from_state(state)
+
+
+def unit_mean(rows: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the unit rows, (n, d) -> (d,), in float64."""
+    total = sum(directions(rows[span].double())[0].sum(dim=0) for span in row_chunks(rows))
+    return cast(torch.Tensor, total) / len(rows)
+
+
+def normalized(rows: torch.Tensor) -> torch.Tensor:
+    """Return float64 rows with length 1; one without a direction (no longer than 1e-12) becomes e_1."""
+    unit, norms = directions(rows)
+    first = torch.zeros_like(rows[:1])
+    first[:, :1] = 1.0
+    return torch.where(norms > _ZERO, unit, first)
+
+
+def column_values(values: npt.NDArray[np.float64] | None, rows: torch.Tensor) -> torch.Tensor:
+    """Return the fitted array (columns first) where the rows are; ValueError if the columns differ."""
+    fitted = torch.tensor(values, dtype=torch.float64, device=rows.device)
+    if rows.shape[1] != len(fitted):
+        raise ValueError(
+            f"features have {rows.shape[1]} columns, the transform was fitted on {len(fitted)}. "
+            "Fit it on training features of the same model."
+        )
+    return fitted
+
+
+def frozen(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Make the array read-only."""
+    values.flags.writeable = False
+    return values
+
+
+def _checked_pids(pids: npt.ArrayLike | torch.Tensor | None, rows: int) -> npt.NDArray[np.int64]:
+    if pids is None:
+        raise ValueError("pids is None, but this transform learns from labels. Pass fit(features, pids).")
+    labels = pids.detach().cpu().numpy() if isinstance(pids, torch.Tensor) else np.asarray(pids)
+    if labels.shape != (rows,) or labels.dtype.kind not in "iu":
+        raise ValueError(f"pids has shape {labels.shape} of {labels.dtype}, must be ({rows},), whole numbers.")
+    return labels.astype(np.int64)
