@@ -7,7 +7,7 @@ release, not a unit that is gone. Records are chained and sealed, see :mod:`.jou
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,11 @@ class Ledger:
 
     def total(self, account: str) -> float:
         """Return the epsilon that ``image:<row id>`` or ``person:<pid>`` has spent, at the scope's delta."""
-        return compose(self.spent().get(account, ()), self.delta)
+        return self.total_of(self.spent().get(account, ()))
+
+    def total_of(self, charges: Iterable[Charge]) -> float:
+        """Return the epsilon of these charges of one account, at the scope's delta."""
+        return compose(charges, self.delta)
 
     def reserve(self, request: Request, units: Collection[str], *, append_to: Sequence[Part] = ()) -> Part:
         """Spend for ``units`` and return the reservation. Call it under :meth:`locked`, after the checks.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ppreid_plugin.dp.arrays import directions, to_rows
-from ppreid_plugin.dp.charges import Charge, compose
+from ppreid_plugin.dp.disclosure import bounds, person_level
 from ppreid_plugin.dp.journal import canonical, require_name
-from ppreid_plugin.dp.mechanisms import DEFAULT_DELTA, Mechanism
+from ppreid_plugin.dp.mechanisms import Mechanism
 from ppreid_plugin.dp.numerics import require_positive
 from ppreid_plugin.dp.reservations import Request
 from ppreid_plugin.dp.sampling import release_sampler
@@ -106,7 +107,7 @@ class ReleasePlan:
         self.units = group_units(self.gallery, terms.unit, terms.background_pids)
         if len({unit.row_id for unit in self.units}) < len(self.units):
             raise ValueError("row_ids holds a name of the form person-<pid> that a prototype has too. Rename it.")
-        self._features = unit_features(_transformed(transform, self.gallery), self.units)
+        self._features = unit_features(transformed(transform, self.gallery.features), self.units)
         self.sampler = release_sampler(mechanism, self._features.shape[1])
         self._warn()
 
@@ -195,6 +196,7 @@ class ReleasePlan:
             "max_rows_per_person": self.terms.max_rows_per_person,
             "opted_out": len(set(self.terms.opt_out)),
             **person_level(sorted(rows_of_people), charge),
+            "bounds": bounds(len(rows_of_people), charge, self.terms.unit),
         }
 
     def _warn(self) -> None:
@@ -214,26 +216,9 @@ class ReleasePlan:
             )
 
 
-def person_level(rows: Sequence[int], charge: Charge) -> dict[str, Any]:
-    """Return the person-level epsilon at the median (the upper one) and the largest of sorted ``rows`` a person."""
-    if not rows:
-        return {"people": 0, "rows_a_person": None, "person_level": None}
-    median, largest, delta = rows[len(rows) // 2], rows[-1], charge.delta or DEFAULT_DELTA
-    return {
-        "people": len(rows),
-        "rows_a_person": {"median": median, "largest": largest},
-        "person_level": {
-            "delta": delta,
-            "epsilon_at_median": compose([charge.times(median)], delta),
-            "epsilon_at_largest": compose([charge.times(largest)], delta),
-        },
-    }
-
-
 def transform_state(transform: PublicTransform) -> dict[str, np.ndarray]:
     """Return the arrays of a fitted public transform: fitted on other people, and needed to transform queries."""
-    mean = getattr(transform, "mean", None)
-    return {} if mean is None else {"mean": np.asarray(mean, dtype=np.float64)}
+    return {name: np.asarray(array) for name, array in transform.state().items()}
 
 
 def fingerprint(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
@@ -244,6 +229,7 @@ def fingerprint(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) 
     return digest.hexdigest()
 
 
-def _transformed(transform: PublicTransform, gallery: GalleryRows) -> npt.NDArray[np.float64]:
-    rows, _ = to_rows(gallery.features)
-    return np.asarray(transform.transform(directions(rows)[0].numpy()), dtype=np.float64)
+def transformed(transform: PublicTransform, features: np.ndarray | torch.Tensor) -> npt.NDArray[np.float64]:
+    """Return the rows normalized and put through the public transform: (n, d) -> (n, any), float64."""
+    rows, _ = to_rows(features)
+    return np.asarray(transform.transform(directions(rows.double().cpu())[0].numpy()), dtype=np.float64)

@@ -135,7 +135,7 @@ def _write(
     arrays["row_id"] = _encoded(names)
     arrays |= plan.sampler.arrays
     arrays |= {f"transform.{name}": array for name, array in transform_state(plan.transform).items()}
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    arrays = {name: np.array(array, order="C") for name, array in arrays.items()}  # safetensors wants no strides
     data = save_safetensors(arrays, metadata={"privacy": "released", "release": part.release})
     parts = [] if earlier is None else earlier.manifest["parts"]
     manifest = manifest_bytes(build_manifest(plan, ledger, part, arrays, data, base=base, earlier=parts))

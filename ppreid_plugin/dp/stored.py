@@ -16,6 +16,7 @@ from safetensors.numpy import load as load_safetensors
 from ppreid_plugin.dp.journal import LedgerError
 from ppreid_plugin.dp.manifest import check_arrays, check_manifest, sha256
 from ppreid_plugin.dp.reservations import Part
+from ppreid_plugin.dp.transforms import PublicTransform, transform_from_state
 
 ARRAYS, MANIFEST = "gallery.safetensors", "manifest.json"
 
@@ -56,6 +57,11 @@ class Release:
     def camids(self) -> np.ndarray | None:
         """Camids (n,), or None in the anonymous protocol and for prototypes."""
         return self.arrays.get("camids")
+
+    def transform(self) -> PublicTransform:
+        """Return the public transform that queries go through too, as it was fitted."""
+        state = {name.removeprefix("transform."): a for name, a in self.arrays.items() if name.startswith("transform.")}
+        return transform_from_state(self.manifest["transform"]["transform"], state)
 
 
 def load_release(path: str | Path) -> Release:

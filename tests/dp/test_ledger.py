@@ -133,7 +133,7 @@ def test_append_keeps_old_rows_and_spends_for_new_units_only(tmp_path, protocol)
     new = release(tmp_path, epsilon=4.0, protocol=protocol, append=True, truth_out="truth.json")
     assert len(new.row_ids) == 9
     for name, array in old.arrays.items():
-        np.testing.assert_array_equal(new.arrays[name][: len(array)] if name != "transform.mean" else array, array)
+        np.testing.assert_array_equal(new.arrays[name][: len(array)] if "transform." not in name else array, array)
     ledger = open_ledger(tmp_path)
     assert {ledger.total(f"image:r{index}") for index in (0, 1, 2, 3, 4, 5, 6, 7, 9)} == {4.0}
     assert [part["rows"] for part in new.manifest["parts"]] == [5, 4]

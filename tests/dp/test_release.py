@@ -14,11 +14,12 @@ from safetensors.numpy import load_file, save_file
 from scipy import stats
 
 from ppreid_plugin.dp import journal, sampling
+from ppreid_plugin.dp.bounds import bound_query_to_row, bound_row_to_person_gaussian
 from ppreid_plugin.dp.budget import BudgetExceeded
 from ppreid_plugin.dp.entropy import Entropy
 from ppreid_plugin.dp.exact import LatticeGaussian
 from ppreid_plugin.dp.manifest import sha256
-from ppreid_plugin.dp.mechanisms import Mechanism, build_mechanism
+from ppreid_plugin.dp.mechanisms import build_mechanism
 from ppreid_plugin.dp.plan import ReleasePlan, ReleaseTerms
 from ppreid_plugin.dp.stored import load_release
 from ppreid_plugin.dp.transforms import Center
@@ -48,12 +49,14 @@ def test_an_enrolled_release_holds_labels_and_unit_rows(tmp_path):
     assert (manifest["sigma"], manifest["mu"]) == (lattice.sigma, lattice.mu)
     assert manifest["rows_a_person"] == {"median": 2, "largest": 3}
     assert manifest["person_level"]["epsilon_at_largest"] == pytest.approx(15.86, abs=0.01)
-    np.testing.assert_array_equal(result.arrays["transform.mean"], transform().mean)
+    queries = np.random.default_rng(3).normal(size=(4, DIM))
+    np.testing.assert_array_equal(result.transform().transform(queries), transform().transform(queries))
+    assert manifest["bounds"]["row_to_person"] == pytest.approx(bound_row_to_person_gaussian(lattice.mu, 4), abs=2e-6)
 
 
 def test_an_anonymous_release_holds_no_labels_and_no_order(tmp_path):
     result = release(tmp_path, truth_out="keep/truth.json")
-    assert set(result.arrays) == {"features", "row_id", "transform.mean"}
+    assert {name for name in result.arrays if not name.startswith("transform.")} == {"features", "row_id"}
     assert (result.pids, result.camids) == (None, None)
     assert result.row_ids == [f"{index:06d}" for index in range(9)]
     text = (result.folder / "manifest.json").read_text()
@@ -106,6 +109,13 @@ def test_person_unit_one_prototype_a_person_background_by_row(tmp_path):
     assert result.camids is None
     assert result.manifest["rows_a_person"] == {"median": 1, "largest": 1}
     assert result.manifest["person_level"]["epsilon_at_largest"] == 8.0
+
+
+def test_bounds_on_rank_1_in_the_person_unit_only(tmp_path):
+    person = release(tmp_path, mechanism=subset(2.0), unit="person").manifest["bounds"]
+    image = release(tmp_path, mechanism=subset(2.0), name="b", out="b").manifest["bounds"]
+    assert person["query_to_row"] == bound_query_to_row(2.0, 4)
+    assert set(image) == {"row_to_person", "auc"}
 
 
 def test_prototypes_are_normalized_means_of_unit_rows():
@@ -284,7 +294,7 @@ def rewrite(folder, change_manifest=lambda manifest: None, change_arrays=None):
     arrays = load_file(folder / "gallery.safetensors")
     if change_arrays:
         change_arrays(arrays)
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "gallery.safetensors")
+        save_file({name: np.array(array, order="C") for name, array in arrays.items()}, folder / "gallery.safetensors")
         manifest["arrays"] = {name: {"dtype": str(a.dtype), "shape": list(a.shape)} for name, a in arrays.items()}
     data = (folder / "gallery.safetensors").read_bytes()
     manifest["file"] = {"name": "gallery.safetensors", "bytes": len(data), "sha256": sha256(data)}
@@ -375,14 +385,6 @@ def test_an_expired_release_loads_with_a_warning(tmp_path, caplog):
 
 
 # --- errors before anything is spent
-
-
-class Unproved(Mechanism):
-    name = "privunit_g"
-    pure = True
-
-    def randomize(self, rows, noise):
-        return rows
 
 
 @pytest.mark.parametrize(

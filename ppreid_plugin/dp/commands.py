@@ -1,0 +1,227 @@
+"""Command lines of the release: ``tools/release_gallery.py`` and ``tools/ledger.py``."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from ppreid_plugin.dp.feature_files import load_arrays, load_gallery, load_training, model_fingerprint
+from ppreid_plugin.dp.ledger import Ledger
+from ppreid_plugin.dp.mechanisms import MECHANISMS, Mechanism, build_mechanism
+from ppreid_plugin.dp.plan import PROTOCOLS, ReleasePlan, ReleaseTerms, transformed
+from ppreid_plugin.dp.prior import fit_prior
+from ppreid_plugin.dp.recovery import finish_release, purge_release, verify_releases, void_release
+from ppreid_plugin.dp.release import release_gallery
+from ppreid_plugin.dp.stored import Release
+from ppreid_plugin.dp.transforms import TRANSFORMS, PublicTransform, build_transform
+from ppreid_plugin.dp.units import UNITS
+from ppreid_plugin.registry import Registry
+
+_LISTS: dict[str, Registry[Any]] = {"mechanisms": MECHANISMS, "transforms": TRANSFORMS}
+
+
+def release_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``tools/release_gallery.py``."""
+    parser = argparse.ArgumentParser(
+        description="Draw a differentially private release of a gallery's features, once, and account for it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--list", choices=sorted(_LISTS), help="print what is registered and stop")
+    add("--train", help="features of the training split (.npz, .safetensors) that the transform is fitted on")
+    add("--gallery", help="features, pids, camids, row_ids of the gallery (.npz, .safetensors)")
+    add("--model", default="", help="checkpoint that made the features (its SHA-256 is kept), or a fingerprint")
+    add("--mechanism", default="gaussian", help="registered mechanism")
+    add("--epsilon", type=float, help="budget of one unit")
+    add("--delta", type=float, help="failure probability; left out: 1e-5, or 0 for a pure mechanism")
+    add("--codewords", type=int, help="finite mechanisms: size of the codebook that is fitted on --train")
+    add("--set-size", type=int, default=1, help="prior_subset: codewords in a row's set")
+    add("--codebook", help="finite mechanisms: a file with codebook (and decoder) instead of fitting one")
+    add("--prior-source", default="", help="where the people behind the codebook are from, for the manifest")
+    add("--prior-is-public", action="store_true", help="they are consenting, public or generated: small cells are fine")
+    add("--unit", choices=UNITS, default="image", help="unit of privacy: one image, or one prototype a person")
+    add("--protocol", choices=PROTOCOLS, default="anonymous", help="enrolled releases carry pids")
+    add("--transform", default="center", help="public transform in front of the mechanism")
+    add("--background-pids", type=int, nargs="*", default=[0], help="pids that are no person")
+    add("--max-rows-per-person", type=int, default=0, help="rows of one pid that are released; 0: all")
+    add("--budgets", nargs="*", default=[], metavar="PID=EPSILON", help="people with a budget of their own")
+    add("--opt-out", type=int, nargs="*", default=[], metavar="PID", help="people who are left out")
+    add("--ledger", default="ledger", help="folder of the ledger")
+    add("--scope", default="default", help="what the budget is declared for")
+    add("--scope-unit", choices=UNITS, help="unit of the accounts, when the scope is opened")
+    add("--budget", type=float, help="total epsilon of each account, when the scope is opened")
+    add("--budget-delta", type=float, help="total delta, when the scope is opened")
+    add("--name", help="name of the release")
+    add("--out", help="folder of the release")
+    add("--truth-out", help="file for the map from released rows to labels; keep it apart")
+    add("--dry-run", action="store_true", help="print sigma, mu and person-level epsilon; spend nothing")
+    add("--append", action="store_true", help="add new units to the stored release of this name")
+    add("--new-release", action="store_true", help="draw again although the name is known; spends again")
+    add("--controller", default="", help="who answers for the release")
+    add("--purpose", default="", help="what it is for")
+    add("--expires", default="", help="date after which it is to be deleted, such as 2027-12-31")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def release_command(argv: Sequence[str]) -> Release | None:
+    """Release saved features as the command line says; None where nothing was released."""
+    args = release_parser().parse_args(argv)
+    if args.list:
+        print("\n".join(_LISTS[args.list].names()))
+        return None
+    needed = ["gallery", "epsilon", "name"] + ([] if args.dry_run else ["out", "model"])
+    if missing := [f"--{name}" for name in needed if not getattr(args, name)]:
+        raise ValueError(f"{', '.join(missing)} must be given. --help lists all flags.")
+    gallery = load_gallery(args.gallery)
+    transform = fitted_transform(args.transform, args.train)
+    mechanism, prior = _mechanism(args, transform)
+    terms = ReleaseTerms(
+        name=args.name,
+        model=model_fingerprint(args.model) or "none given",
+        unit=args.unit,
+        protocol=args.protocol,
+        background_pids=args.background_pids,
+        max_rows_per_person=args.max_rows_per_person,
+        budgets=_budgets(args.budgets),
+        opt_out=args.opt_out,
+        prior=prior,
+        controller=args.controller,
+        purpose=args.purpose,
+        expires=args.expires,
+    )
+    if args.dry_run:
+        plan = ReleasePlan(gallery, mechanism, transform, terms)
+        print("Dry run: nothing is drawn, nothing is spent.\n" + summary_text(plan.summary()))
+        return None
+    ledger = Ledger(args.ledger, args.scope, unit=args.scope_unit, epsilon=args.budget, delta=args.budget_delta)
+    release = release_gallery(
+        gallery,
+        args.out,
+        ledger=ledger,
+        mechanism=mechanism,
+        transform=transform,
+        terms=terms,
+        truth_out=args.truth_out,
+        append=args.append,
+        new_release=args.new_release,
+    )
+    print(f"Release {release.manifest['release']} in '{release.folder}'\n{summary_text(release.manifest)}")
+    return release
+
+
+def ledger_command(argv: Sequence[str]) -> None:
+    """Show, verify, finish, void or purge as the command line of ``tools/ledger.py`` says."""
+    parser = argparse.ArgumentParser(description="Look after the ledger of releases; nothing here refunds a budget.")
+    parser.add_argument("action", choices=["show", "verify", "finish", "void", "purge"])
+    parser.add_argument("name", nargs="?", help="reservation to finish or void, release to purge, such as gallery-0001")
+    parser.add_argument("--ledger", default="ledger", help="folder of the ledger")
+    parser.add_argument("--scope", default="default", help="scope in it")
+    parser.add_argument("--release", nargs="*", default=[], help="verify: folders of releases; purge: its folder")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(argv)
+    ledger = Ledger(args.ledger, args.scope)
+    if args.action == "show":
+        print(ledger_text(ledger))
+    elif args.action == "verify":
+        for finding in verify_releases(ledger, args.release):
+            print(finding)
+        print(f"Scope {ledger.scope!r}: {len(ledger.records())} records, the chain is whole.")
+    elif not args.name:
+        raise ValueError(f"{args.action} needs a name. tools/ledger.py show lists them.")
+    elif args.action == "finish":
+        print(f"Finished: '{finish_release(ledger, args.name).folder}'")
+    elif args.action == "void":
+        void_release(ledger, args.name)
+        print(f"Voided {args.name}; what it reserved stays spent.")
+    else:
+        purge_release(ledger, args.name, args.release[0] if args.release else None)
+        print(f"Deleted {args.name}; what it spent stays spent.")
+
+
+def fitted_transform(name: str, train: str | None) -> PublicTransform:
+    """Return the public transform, fitted on the training split in the file ``train`` if it learns anything."""
+    transform = build_transform(name)
+    if not transform.needs_fit:
+        return transform
+    if not train:
+        raise ValueError(f"--train must be given: transform {name!r} is fitted on it. Or say --transform none.")
+    return transform.fit(*load_training(train))
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """Return budget, noise and person-level figures as lines."""
+    lines = [
+        f"mechanism {summary['mechanism']['mechanism']}, unit {summary['unit']}, protocol {summary['protocol']}, "
+        f"{summary['rows']} rows",
+        f"epsilon {summary['epsilon']:g}, delta {summary['delta']:g} (replace)",
+    ]
+    if summary["sigma"] is not None:
+        lines.append(f"sigma {summary['sigma']:.6g}, mu {summary['mu']:.6g}, sensitivity {summary['sensitivity']:.6g}")
+    if (level := summary["person_level"]) is not None:
+        rows = summary["rows_a_person"]
+        lines.append(
+            f"person level (delta {level['delta']:g}): epsilon {level['epsilon_at_median']:.4g} at the median of "
+            f"{rows['median']} rows, {level['epsilon_at_largest']:.4g} at the largest number, {rows['largest']}"
+        )
+    if summary["bounds"]:
+        lines.append("bounds for one row: " + ", ".join(f"{k} {v:.3g}" for k, v in summary["bounds"].items()))
+    return "\n".join(lines)
+
+
+def ledger_text(ledger: Ledger) -> str:
+    """Return the scope's budget, its releases, and what is spent, as lines."""
+    spent = {account: ledger.total_of(charges) for account, charges in ledger.spent().items()}
+    lines = [f"scope {ledger.scope!r}: epsilon {ledger.epsilon:g} at delta {ledger.delta:g} for each {ledger.unit}"]
+    for part in ledger.parts().values():
+        lines.append(f"{part.reservation}: {part.state}, {len(part.units)} rows, {part.time}, '{part.folder}'")
+    if spent:
+        values = sorted(spent.values())
+        lines.append(
+            f"{len(values)} accounts have spent {values[0]:.4g} to {values[-1]:.4g}; "
+            f"{sum(value > ledger.epsilon / 2 for value in values)} more than half of the budget"
+        )
+    return "\n".join(lines)
+
+
+def _mechanism(args: argparse.Namespace, transform: PublicTransform) -> tuple[Mechanism, dict[str, Any]]:
+    """Return the mechanism, and the provenance of its codebook if it has one."""
+    options: dict[str, Any] = {}
+    prior: dict[str, Any] = {}
+    allowed = inspect.signature(MECHANISMS.get(args.mechanism)).parameters
+    if "codebook" in allowed:
+        prior["source"] = args.prior_source or "not stated"
+        if args.codebook:
+            arrays = load_arrays(args.codebook)
+            if "codebook" not in arrays:
+                raise ValueError(
+                    f"'{args.codebook}' lacks codebook; it holds {', '.join(sorted(arrays)) or 'nothing'}."
+                )
+            options = {name: arrays[name] for name in ("codebook", "decoder") if name in arrays}
+            options["set_size"] = args.set_size
+        elif args.codewords and args.train:
+            features, pids = load_training(args.train)
+            fitted = fit_prior(
+                transformed(transform, features),
+                () if pids is None else pids,
+                codewords=args.codewords,
+                set_size=args.set_size,
+                prior_is_public=args.prior_is_public,
+            )
+            options, prior = fitted.options(), {**prior, **fitted.describe()}
+        else:
+            raise ValueError(
+                f"mechanism {args.mechanism!r} needs a codebook: --codewords M to fit one on --train, "
+                "or --codebook FILE."
+            )
+        options = {name: value for name, value in options.items() if name in allowed}
+    return build_mechanism(args.mechanism, epsilon=args.epsilon, delta=args.delta, **options), prior
+
+
+def _budgets(pairs: Sequence[str]) -> dict[int, float]:
+    try:
+        return {int(pid): float(epsilon) for pid, epsilon in (pair.split("=") for pair in pairs)}
+    except ValueError:
+        raise ValueError(f"--budgets is {' '.join(pairs)!r}, must be PID=EPSILON pairs such as 12=2.0 13=4.") from None

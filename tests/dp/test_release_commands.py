@@ -1,0 +1,195 @@
+"""The command lines of releases and ledger: files in, one-line errors out, exit codes."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gallery_cases import gallery
+from safetensors.numpy import save_file
+
+from ppreid_plugin import cli
+from ppreid_plugin.dp import commands
+from ppreid_plugin.dp import release as release_module
+from ppreid_plugin.dp.stored import load_release
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """Folder with train and gallery files in both formats, and a checkpoint; it is the working folder too."""
+    monkeypatch.chdir(tmp_path)
+    rows = gallery()
+    arrays = {"features": rows.features.astype(np.float32), "pids": rows.pids, "camids": rows.camids}
+    np.savez("gallery.npz", row_ids=np.array(rows.row_ids), **arrays)
+    ids = np.frombuffer("".join(f"{name:4}" for name in rows.row_ids).replace(" ", "\0").encode(), np.uint8)
+    save_file({**arrays, "row_ids": ids.reshape(-1, 4)}, "gallery.safetensors")
+    train = np.random.default_rng(9).normal(size=(50, 16)).astype(np.float32)
+    np.savez("train.npz", features=train, pids=np.arange(50) % 5)
+    save_file({"features": train}, "train.safetensors")
+    np.savez("codebook.npz", codebook=np.random.default_rng(5).normal(size=(20, 16)))
+    (tmp_path / "model.pth").write_bytes(b"weights")
+    return tmp_path
+
+
+def arguments(*more, kind="npz", out="release", name="a", epsilon="8", budget="16"):
+    flags = {"train": f"train.{kind}", "gallery": f"gallery.{kind}", "model": "model.pth", "epsilon": epsilon}
+    flags |= {"name": name, "out": out, "scope": "market", "budget": budget}
+    return [word for flag, value in flags.items() for word in (f"--{flag}", value)] + [str(word) for word in more]
+
+
+def run(command, argv, capsys):
+    code = cli.run(command, argv)
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_release_show_verify_purge(saved, capsys, kind):
+    more = ["--protocol", "enrolled", "--controller", "The museum", "--purpose", "a test", "--expires", "2999-01-01"]
+    code, out, err = run(commands.release_command, arguments(*more, kind=kind), capsys)
+    assert code == 0, err
+    assert "Release a-0001 in '" in out
+    assert "sigma 1.20046, mu 1.66603, sensitivity 2" in out
+    assert "epsilon 12.26 at the median of 2 rows, 15.86 at the largest number, 3" in out
+    stored = load_release("release")
+    assert stored.row_ids[0] == "r0"
+    assert stored.manifest["controller"] == "The museum"
+    assert stored.manifest["model"].startswith("sha256:")
+    code, out, err = run(commands.ledger_command, ["show", "--scope", "market"], capsys)
+    assert "a-0001: committed, 9 rows" in out
+    assert "9 accounts have spent 8 to 8; 0 more than half" in out
+    code, out, err = run(commands.ledger_command, ["verify", "--scope", "market", "--release", "release"], capsys)
+    assert (code, out) == (0, "Scope 'market': 3 records, the chain is whole.\n")
+    code, out, err = run(commands.ledger_command, ["purge", "a-0001", "--scope", "market"], capsys)
+    assert (code, out) == (0, "Deleted a-0001; what it spent stays spent.\n")
+    assert not Path("release").exists()
+
+
+def test_a_dry_run_spends_and_writes_nothing(saved, capsys):
+    before = sorted(saved.iterdir())
+    code, out, err = run(commands.release_command, arguments("--dry-run", "--unit", "person"), capsys)
+    assert (code, err) == (0, "")
+    assert out.startswith("Dry run: nothing is drawn, nothing is spent.\n")
+    assert "sigma 1.20046, mu 1.66603" in out
+    assert "epsilon 8 at the median of 1 rows" in out
+    assert sorted(saved.iterdir()) == before
+
+
+def test_a_finite_mechanism_with_its_prior_from_a_file(saved, capsys):
+    more = ["--mechanism", "prior_subset", "--codebook", "codebook.npz", "--set-size", "3"]
+    assert run(commands.release_command, arguments(*more, "--prior-source", "generated"), capsys)[0] == 0
+    assert load_release("release").manifest["prior"] == {"source": "generated"}
+
+
+@pytest.mark.parametrize(("mechanism", "size"), [("prior_subset", 3), ("codebook", 1)])
+def test_a_prior_fitted_on_the_training_split(saved, capsys, mechanism, size):
+    more = ["--mechanism", mechanism, "--codewords", "8", "--set-size", size, "--prior-is-public"]
+    code, out, err = run(commands.release_command, arguments(*more), capsys)
+    assert code == 0, err
+    assert "bounds for one row: row_to_person" in out
+    stored = load_release("release")
+    prior = stored.manifest["prior"]
+    assert (prior["prior"], prior["codewords"], prior["set_size"], prior["is_public"]) == ("kmeans", 8, size, True)
+    assert "smallest_cell" in prior
+    assert stored.arrays["codebook"].shape == (8, 16)
+    assert run(commands.release_command, arguments(*more), capsys)[0] == 0  # the same again
+    assert len(Path("ledger/market.jsonl").read_bytes().splitlines()) == 3
+
+
+def test_again_append_and_new_release(saved, capsys):
+    np.savez("few.npz", **{name: array[:5] for name, array in np.load("gallery.npz").items()})
+    base = [word.replace("gallery.npz", "few.npz") for word in arguments(epsilon="4")]
+    assert run(commands.release_command, base, capsys)[0] == 0
+    code, out, _ = run(commands.release_command, base, capsys)
+    assert (code, load_release("release").manifest["rows"]) == (0, 5)
+    code, _, _ = run(commands.release_command, arguments("--append", "--truth-out", "t.json", epsilon="4"), capsys)
+    assert (code, load_release("release").manifest["rows"]) == (0, 9)
+    assert len(json.loads(Path("t.json").read_text())["rows"]) == 4
+    _, out, _ = run(commands.release_command, arguments("--new-release", out="second", epsilon="4"), capsys)
+    assert "Release a-0002" in out
+
+
+def test_finish_and_void(saved, capsys, monkeypatch):
+    def stop(step):
+        if step == monkeypatch.step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(release_module, "reached", stop)
+    monkeypatch.step = "manifest written"
+    assert run(commands.release_command, arguments(epsilon="4"), capsys)[0] == 130
+    code, out, _ = run(commands.ledger_command, ["verify", "--scope", "market"], capsys)
+    assert "a-0001: reserved" in out
+    code, out, _ = run(commands.ledger_command, ["finish", "a-0001", "--scope", "market"], capsys)
+    assert (code, out) == (0, f"Finished: '{saved / 'release'}'\n")
+    monkeypatch.step = "drawn"
+    assert run(commands.release_command, arguments(epsilon="4", name="b", out="b"), capsys)[0] == 130
+    code, out, _ = run(commands.ledger_command, ["void", "b-0001", "--scope", "market"], capsys)
+    assert (code, out) == (0, "Voided b-0001; what it reserved stays spent.\n")
+    assert run(commands.ledger_command, ["void", "b-0001", "--scope", "market"], capsys)[0] == 2
+
+
+@pytest.mark.parametrize(("what", "name"), [("mechanisms", "gaussian"), ("transforms", "center")])
+def test_list(capsys, what, name):
+    code, out, _ = run(commands.release_command, ["--list", what], capsys)
+    assert code == 0
+    assert name in out.split()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--gallery, --epsilon, --name, --out, --model must be given"),
+        (arguments("--gallery", "no.npz"), "'no.npz' is not there. Name a .npz"),
+        (arguments("--gallery", "train.npz"), "'train.npz' lacks camids, row_ids; it holds features, pids."),
+        (arguments("--gallery", "model.pth"), "'model.pth' ends in '.pth'; features are read from"),
+        (arguments("--gallery", "broken.npz"), "'broken.npz' cannot be read as .npz"),
+        (arguments("--gallery", "pickled.npz"), "'pickled.npz' cannot be read as .npz"),
+        (arguments("--train", "codebook.npz"), "'codebook.npz' lacks features; it holds codebook."),
+        (arguments("--train", ""), "--train must be given: transform 'center' is fitted on it."),
+        (arguments("--mechanism", "gausian"), "Did you mean 'gaussian'?"),
+        (arguments("--mechanism", "none"), "mechanism 'none' is research only"),
+        (arguments("--mechanism", "prior_subset"), "needs a codebook: --codewords M to fit one on --train"),
+        (arguments("--mechanism", "codebook", "--codewords", "20"), "prior_is_public=True if these people"),
+        (arguments("--mechanism", "codebook", "--codebook", "train.npz"), "'train.npz' lacks codebook; it holds"),
+        (arguments("--budgets", "1:2"), "--budgets is '1:2', must be PID=EPSILON pairs"),
+        (arguments("--expires", "soon"), "expires is 'soon', must be a date"),
+        (arguments(epsilon="-1"), "epsilon is -1.0, must be a finite number > 0"),
+        (
+            arguments(epsilon="20"),
+            "9 of 9 units have spent epsilon 0.00 of 16.00 (delta 1e-05); releasing at 20.00",
+        ),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(saved, capsys, argv, message):
+    Path("broken.npz").write_bytes(b"PK\x03\x04 not a zip")
+    np.savez("pickled.npz", features=np.array([object()], dtype=object))
+    code, _, err = run(commands.release_command, argv, capsys)
+    error = [line for line in err.splitlines() if line.startswith("Error:")]
+    assert code == 2
+    assert len(error) == 1
+    assert message in error[0]
+    assert not Path("release").exists()
+
+
+def test_ledger_errors(saved, capsys):
+    for argv, message in (
+        (["show"], "scope 'default' is not in the ledger"),
+        (["void", "--scope", "market"], "void needs a name"),
+        (["purge", "x-0001", "--scope", "market"], "release 'x-0001' is not in the ledger"),
+    ):
+        run(commands.release_command, arguments(epsilon="4"), capsys)
+        code, _, err = run(commands.ledger_command, argv, capsys)
+        assert (code, message in err) == (2, True)
+
+
+@pytest.mark.parametrize("tool", ["release_gallery.py", "ledger.py"])
+def test_the_tools_run_their_command(tool, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [tool, "--help"])
+    with pytest.raises(SystemExit) as exit_code:
+        runpy.run_path(str(TOOLS / tool), run_name="__main__")
+    assert exit_code.value.code == 0
+    assert "--scope" in capsys.readouterr().out
