@@ -96,7 +96,14 @@ def release_command(argv: Sequence[str]) -> Release | None:
         plan = ReleasePlan(gallery, mechanism, transform, terms)
         print("Dry run: nothing is drawn, nothing is spent.\n" + summary_text(plan.summary()))
         return None
-    ledger = Ledger(args.ledger, args.scope, unit=args.scope_unit, epsilon=args.budget, delta=args.budget_delta)
+    ledger = Ledger(
+        args.ledger,
+        args.scope,
+        unit=args.scope_unit,
+        epsilon=args.budget,
+        delta=args.budget_delta,
+        background_pids=args.background_pids,
+    )
     release = release_gallery(
         gallery,
         args.out,

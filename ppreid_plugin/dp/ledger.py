@@ -31,6 +31,7 @@ class Ledger:
         unit: what an account is: ``image`` (row id) or ``person`` (pid). A release of either unit is charged to it.
         epsilon: budget of each account over all releases in the scope.
         delta: failure probability of the whole, in [0, 1); 0 admits pure releases only.
+        background_pids: pids that are no person; fixed with the scope, as they decide who pays in a scope of people.
 
     Raises:
         ValueError: a value out of range, or another one than the scope was opened with.
@@ -45,6 +46,7 @@ class Ledger:
         unit: str | None = None,
         epsilon: float | None = None,
         delta: float | None = None,
+        background_pids: Iterable[int] = (0,),
     ) -> None:
         if epsilon is not None:
             require_positive("budget epsilon", epsilon)
@@ -68,6 +70,7 @@ class Ledger:
                     "unit": unit or "image",
                     "epsilon": float(epsilon),
                     "delta": 1e-5 if delta is None else float(delta),
+                    "background_pids": sorted({int(pid) for pid in background_pids}),
                 }
                 records = [self._journal.append("open", terms)]
         terms = records[0]["content"]
@@ -80,6 +83,7 @@ class Ledger:
                     "declared once; leave it out, or declare another scope for other images."
                 )
         self.unit, self.epsilon, self.delta = str(terms["unit"]), float(terms["epsilon"]), float(terms["delta"])
+        self.background_pids: list[int] = terms["background_pids"]
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep other processes out of this scope; may be nested."""
@@ -117,9 +121,12 @@ class Ledger:
 
         Raises:
             BudgetExceeded: an account would go over its budget; nothing is written.
+            ValueError: in a scope of people, other background pids or another pid of a known row: someone else would pay.
         """
         charges = self.charges(request, units)
         taken = list(self.parts().values())
+        if self.unit == "person":
+            self._check_labels(request, taken)
         check_budget(
             self.scope,
             self.unit,
@@ -177,6 +184,21 @@ class Ledger:
                 paid = counts.setdefault(account, {})
                 paid[charge] = paid.get(charge, 0) + 1
         return {account: tuple(one.times(rows) for one, rows in paid.items()) for account, paid in counts.items()}
+
+    def _check_labels(self, request: Request, taken: Sequence[Part]) -> None:
+        background = request.public.get("background_pids")
+        if background != self.background_pids:
+            raise ValueError(
+                f"background_pids is {background}; scope {self.scope!r} accounts per person and was opened with "
+                f"{self.background_pids}. Keep to these."
+            )
+        known = {row: pid for part in taken for row, pid in part.rows.items()}
+        moved = sorted(row for row, pid in request.rows.items() if known.get(row, pid) != pid)
+        if moved:
+            raise ValueError(
+                f"row {moved[0]!r} (and {len(moved) - 1} more) had pid {known[moved[0]]} in an earlier release, now "
+                f"{request.rows[moved[0]]}; scope {self.scope!r} accounts per person. Give changed rows new row ids."
+            )
 
     def _close(self, reservation: str, kind: str, content: dict[str, Any]) -> None:
         with self.locked():

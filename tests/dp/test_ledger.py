@@ -204,6 +204,17 @@ def test_a_prototype_is_charged_to_its_images_in_a_scope_of_images(tmp_path):
     assert [ledger.total(f"image:r{index}") for index in (0, 1, 2, 3, 4)] == [8.0, 8.0, 8.0, 0.0, 8.0]
 
 
+def test_in_a_scope_of_people_nobody_else_can_be_made_to_pay(tmp_path):
+    ledger = open_ledger(tmp_path, unit="person", epsilon=40.0)
+    release(tmp_path, ledger=ledger, mechanism=subset(4.0))
+    with pytest.raises(ValueError, match=r"background_pids is \[0, 1\]; scope 'market' accounts per person and was"):
+        release(tmp_path, ledger=ledger, mechanism=subset(4.0), background_pids=(0, 1), name="b", out="b")
+    rows = altered(gallery(), pids=np.where(gallery().pids == 1, 4, gallery().pids))
+    with pytest.raises(ValueError, match=r"row 'r1' \(and 2 more\) had pid 1 in an earlier release, now 4"):
+        release(tmp_path, rows, ledger=ledger, mechanism=subset(4.0), name="b", out="b")
+    assert len(ledger.parts()) == 1
+
+
 def test_budget_message_and_what_is_left(tmp_path):
     release(tmp_path, epsilon=8.0)
     records = len(open_ledger(tmp_path).records())

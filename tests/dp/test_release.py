@@ -391,7 +391,7 @@ def test_an_expired_release_loads_with_a_warning(tmp_path, caplog):
     ("change", "error", "message"),
     [
         ({"mechanism": build_mechanism("privunit_g", epsilon=8.0)}, ValueError, "'privunit_g' is research only: no"),
-        ({"mechanism": build_mechanism("privunit", epsilon=8.0)}, ValueError, "'privunit' is research only: no sampler"),
+        ({"mechanism": build_mechanism("privunit", epsilon=8.0)}, ValueError, "'privunit' is research only: no"),
         ({"mechanism": build_mechanism("none", epsilon=1.0)}, ValueError, "mechanism 'none' is research only"),
         ({"center": Center()}, RuntimeError, "is not fitted"),
         ({"unit": "camera"}, ValueError, "unit is 'camera'; allowed: image, person"),
