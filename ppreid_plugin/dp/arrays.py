@@ -13,7 +13,7 @@ from ppreid_plugin.dp.calibration import require_positive
 Features = TypeVar("Features", np.ndarray, torch.Tensor)
 Restore: TypeAlias = Callable[[torch.Tensor], "np.ndarray | torch.Tensor"]
 
-CHUNK_ELEMENTS = 2**20  # numbers a chunk: a few float64 copies of it are held at a time (8 MiB each)
+CHUNK_ELEMENTS = 2**17  # numbers a chunk: a few copies of it (1 MiB in float64) stay in the processor's cache
 _ROWS_NAMED = 5
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ROOM = {torch.float32: 2.0**-22, torch.float64: 2.0**-51}

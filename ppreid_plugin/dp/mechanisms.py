@@ -82,13 +82,18 @@ class Mechanism(ABC):
         rows, restore = to_rows(features)
         noise = ResearchNoise(generator, rows.device)
         work = torch.promote_types(rows.dtype, torch.float32)
-        result: torch.Tensor | None = None
+        result = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        largest = torch.finfo(rows.dtype).max
         for span in row_chunks(rows) if rows.numel() else ():
-            chunk = saturated(self.randomize(self.prepare(rows[span].to(work)), noise), rows.dtype)
-            if result is None:
-                result = chunk.new_empty(len(rows), chunk.shape[1])
-            result[span] = chunk
-        return cast(Features, restore(rows.clone() if result is None else result))
+            noise.offer(result[span])  # a copy of all rows less
+            chunk = self.randomize(self.prepare(rows[span].to(work)), noise)
+            if chunk.shape[1] != result.shape[1]:  # known from the first chunk
+                result = rows.new_empty(len(rows), chunk.shape[1])
+            if chunk.dtype == rows.dtype:
+                torch.clamp(chunk, -largest, largest, out=result[span])
+            else:
+                result[span] = saturated(chunk, rows.dtype)
+        return cast(Features, restore(result))
 
     def describe(self) -> dict[str, Any]:
         """Return what was done, ready for JSON: public parameters only."""
@@ -154,7 +159,7 @@ class GaussianMechanism(Mechanism):
 
     def randomize(self, rows: torch.Tensor, noise: ResearchNoise) -> torch.Tensor:
         """Add the noise."""
-        return noise.normal(tuple(rows.shape), rows.dtype).mul_(self.sigma).add_(rows)
+        return noise.normal(tuple(rows.shape), rows.dtype, self.sigma).add_(rows)
 
 
 @register_mechanism("none")

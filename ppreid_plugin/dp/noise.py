@@ -40,16 +40,26 @@ class ResearchNoise:
             )
         self._generator = generator
         self._device = device
+        self._offered: torch.Tensor | None = None
 
-    def normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Return standard normal numbers of ``shape``; ``dtype`` is float32 or float64."""
+    def offer(self, memory: torch.Tensor) -> None:
+        """Let the next :meth:`normal` draw into ``memory`` and return it, if shape, type and device fit; once."""
+        self._offered = memory
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, sigma: float = 1.0) -> torch.Tensor:
+        """Return normal numbers of ``shape`` with standard deviation ``sigma``; ``dtype`` is float32 or float64."""
+        offered, self._offered = self._offered, None
         if isinstance(self._generator, torch.Generator):
-            drawn = torch.randn(shape, generator=self._generator, device=self._generator.device, dtype=dtype)
-        elif dtype == torch.float64:
+            device = self._generator.device
+            if offered is not None and (offered.shape, offered.dtype, offered.device) == (shape, dtype, device):
+                return offered.normal_(0.0, sigma, generator=self._generator)
+            drawn = torch.empty(shape, device=device, dtype=dtype)
+            return drawn.normal_(0.0, sigma, generator=self._generator).to(self._device)
+        if dtype == torch.float64:
             drawn = torch.from_numpy(self._generator.standard_normal(shape))
         else:
             drawn = torch.from_numpy(self._generator.standard_normal(shape, dtype=np.float32))
-        return drawn.to(self._device)
+        return drawn.mul_(sigma).to(self._device)
 
     def uniform(self, count: int) -> npt.NDArray[np.float64]:
         """Return ``count`` uniform numbers in (0, 1], always on the CPU."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from ppreid_plugin.dp.arrays import directions, to_rows
+from ppreid_plugin.dp.numerics import require_positive
 from ppreid_plugin.dp.subset import PriorSubset
 
 Floats = npt.NDArray[np.float64]
@@ -80,7 +81,7 @@ def fit_prior(
     seed: int = 0,
     prior_is_public: bool = False,
 ) -> Prior:
-    """Return codebook and decoder from features of the *training* split, after the same public transform as the gallery.
+    """Return codebook and decoder from features of the *training* split, transformed as the gallery will be.
 
     Args:
         train_features: rows of people outside the gallery, (n, d).
@@ -113,7 +114,7 @@ def fit_prior(
         )
     if isinstance(codewords, bool) or not isinstance(codewords, (int, np.integer)) or not 2 <= codewords <= len(unit):
         raise ValueError(f"codewords is {codewords!r}, must be 2 to {len(unit)}, the number of training rows.")
-    count = int(codewords)
+    min_people, count = require_positive("min_people", min_people), int(codewords)
     while True:
         prior = _fit(unit, people, count, set_size, kind, seed, prior_is_public)
         if prior_is_public or prior.people_per_cell >= min_people:

@@ -97,6 +97,7 @@ def test_description_is_json_without_features_and_arrays_are_read_only():
     [
         ({"kind": "random"}, "kind is 'random'; allowed: kmeans, raw"),
         ({"kind": "raw"}, "kind is 'raw', which publishes training features as they are"),
+        ({"min_people": 0}, "min_people is 0, must be a finite number > 0"),
         ({"codewords": 1}, "codewords is 1, must be 2 to 240"),
         ({"codewords": 241}, "codewords is 241, must be"),
         ({"codewords": 8.0}, "codewords is 8.0"),
