@@ -121,7 +121,7 @@ class Ledger:
 
         Raises:
             BudgetExceeded: an account would go over its budget; nothing is written.
-            ValueError: in a scope of people, other background pids or another pid of a known row (else others would pay).
+            ValueError: in a scope of people, other background pids, or another pid of a known row: others would pay.
         """
         charges = self.charges(request, units)
         taken = list(self.parts().values())
