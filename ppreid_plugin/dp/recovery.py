@@ -99,9 +99,9 @@ def verify_releases(ledger: Ledger, folders: Iterable[str | Path] = ()) -> list[
     for place in dict.fromkeys([*(Path(folder).absolute() for folder in folders), *(p for p in known if p.exists())]):
         manifest = load_release(place).manifest
         for told in manifest["parts"]:
-            if macs.get(told["reservation"]) != (told["ledger_seq"], told["ledger_head"]):
+            if macs.get(told.get("reservation")) != (told.get("ledger_seq"), told.get("ledger_head")):
                 raise LedgerError(
-                    f"'{place.name}' names record {told['ledger_seq']} of scope {manifest['scope']['name']!r}, which "
+                    f"'{place.name}' names record {told.get('ledger_seq')} of scope {manifest['scope'].get('name')!r}, which "
                     "is not in this ledger: it was rolled back or exchanged, or the release is not of this scope."
                 )
         part = last.get(manifest["release"])

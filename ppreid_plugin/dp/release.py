@@ -77,6 +77,8 @@ def release_gallery(
         if earlier is not None and not units:
             return earlier
         _check_free(truth, *(() if earlier else (out,)))
+        for path in (out, *([truth] if truth else [])):
+            path.parent.mkdir(parents=True, exist_ok=True)  # a place that cannot be written must not cost a budget
         part = ledger.reserve(request, units, append_to=base)
         reached("reserved")
         # still under the lock: whoever finds a reservation without a commit knows that its process is gone
@@ -140,9 +142,8 @@ def _write(
     parts = [] if earlier is None else earlier.manifest["parts"]
     manifest = manifest_bytes(build_manifest(plan, ledger, part, arrays, data, base=base, earlier=parts))
     temporary = temporary_folder(out, part.reservation)
-    temporary.mkdir(parents=True)
+    temporary.mkdir()
     if truth is not None:
-        truth.parent.mkdir(parents=True, exist_ok=True)
         write_file(truth, _truth(part, names[first:], rows), mode=0o600)
     reached("truth written")
     write_file(temporary / ARRAYS, data)

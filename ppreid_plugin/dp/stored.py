@@ -92,7 +92,7 @@ def load_release(path: str | Path) -> Release:
     release = Release(folder, manifest, arrays)
     if len(set(release.row_ids)) < len(release.row_ids):
         raise ValueError(f"{ARRAYS} in '{folder}' holds a row id twice. Restore the release.")
-    if (expires := manifest.get("expires")) and expires < date.today().isoformat():
+    if isinstance(expires := manifest.get("expires"), str) and expires < date.today().isoformat():
         _log.warning("release %s expired on %s: delete it (tools/ledger.py purge).", manifest["release"], expires)
     return release
 

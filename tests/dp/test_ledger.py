@@ -276,7 +276,7 @@ def test_compose():
         ({"delta": 1.0}, r"budget delta is 1.0, must be in \[0, 1\)"),
         ({"unit": "camera"}, "unit of the scope is 'camera'; allowed: image, person"),
         ({"scope": "../x"}, "scope is '../x', must be letters"),
-        ({"scope": "new"}, "scope 'new' is not in the ledger. To open it, give its budget"),
+        ({"scope": "new"}, "scope 'new' is not in the ledger. To open it, give its budget: epsilon"),
     ],
 )
 def test_scope_errors(tmp_path, terms, message):
