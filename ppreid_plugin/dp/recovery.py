@@ -101,8 +101,9 @@ def verify_releases(ledger: Ledger, folders: Iterable[str | Path] = ()) -> list[
         for told in manifest["parts"]:
             if macs.get(told.get("reservation")) != (told.get("ledger_seq"), told.get("ledger_head")):
                 raise LedgerError(
-                    f"'{place.name}' names record {told.get('ledger_seq')} of scope {manifest['scope'].get('name')!r}, which "
-                    "is not in this ledger: it was rolled back or exchanged, or the release is not of this scope."
+                    f"'{place.name}' names record {told.get('ledger_seq')} of scope "
+                    f"{manifest['scope'].get('name')!r}, which is not in this ledger: it was rolled back or exchanged, "
+                    "or the release is not of this scope."
                 )
         part = last.get(manifest["release"])
         if part is not None and part.manifest != sha256((place / MANIFEST).read_bytes()):

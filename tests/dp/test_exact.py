@@ -178,6 +178,15 @@ def test_the_rational_lies_below_e_to_epsilon_and_close(epsilon):
     assert ratio >= mp.exp(mp.mpf(epsilon)) * (1 - mp.mpf(2) ** -63)
 
 
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 8.0, 64.0])
+def test_the_exponential_itself_is_rounded_down(epsilon, monkeypatch):
+    """With a denominator so fine that the last rounding cannot hide the one before."""
+    mp.dps = 300
+    monkeypatch.setattr(exact, "_RATIO_BITS", 400)
+    a, b = rational_below_exp(epsilon)
+    assert mp.mpf(a) / b <= mp.exp(mp.mpf(epsilon))
+
+
 @pytest.mark.parametrize("members", [[[0]], [[4]], [[1, 3]], [[3, 1]], [[0, 1, 2, 3]], [[0, 4]]])
 def test_every_symbol_has_its_exact_probability(members, monkeypatch):
     """All Z integers counted, with a small ratio in place of e^epsilon."""
