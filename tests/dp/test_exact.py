@@ -115,6 +115,19 @@ def test_noise_is_normal_with_sigma_for_zero_and_other_rows(dtype):
     assert abs(np.corrcoef(noise[:, 0], noise[:, 1])[0, 1]) < 5.5 / math.sqrt(len(noise))  # false alarm 4e-8
 
 
+@pytest.mark.parametrize("steps", [0.7, 2.0, 5.5])
+def test_the_sampler_draws_the_discrete_gaussian_itself(steps):
+    """Chi-square against exp(-k^2 / 2 s^2) / Z at scales small enough to see single lattice points."""
+    trials, reach = 20_000, math.ceil(3 * steps)
+    drawn = np.array(exact._discrete_gaussian(steps)([0] * trials))
+    everywhere = np.arange(-60 * reach, 60 * reach + 1)
+    mass = np.exp(-(everywhere**2) / (2 * steps**2)) / np.exp(-(everywhere**2) / (2 * steps**2)).sum()
+    inside = np.abs(everywhere) <= reach
+    counts = np.append([(drawn == k).sum() for k in everywhere[inside]], (np.abs(drawn) > reach).sum())
+    expected = np.append(mass[inside], 1 - mass[inside].sum()) * trials
+    assert stats.chisquare(counts, expected).pvalue > FALSE_ALARM
+
+
 def test_the_low_bits_tell_nothing():
     """Parity of the noised lattice points: even as often as odd, for even and for odd inputs."""
     mechanism = LatticeGaussian(64.0, 1e-5, 1)
