@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 
@@ -348,6 +349,20 @@ def test_an_edited_head_or_key_shows(tmp_path):
     with pytest.raises(LedgerError, match=r"ledger.key is missing"):
         open_ledger(tmp_path)
     assert not (folder / "ledger.key").exists()
+
+
+def test_a_record_of_another_history_shows(tmp_path):
+    """Signed by the same key, at the same place, in a chain whose head is right: only the link to it is wrong."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    release(one, epsilon=4.0)
+    shutil.copytree(one, other)
+    release(one, epsilon=8.0, name="b", out="b")
+    release(other, epsilon=0.1, name="b", out="b")
+    lines = [lines_of(one), lines_of(other)]
+    (one / "ledger" / "market.jsonl").write_bytes(b"".join([*lines[0][:3], lines[1][3], lines[0][4]]))
+    with pytest.raises(LedgerError, match="line 5 of market.jsonl was edited, moved or is not of this ledger"):
+        open_ledger(one)
 
 
 def test_a_scope_may_not_be_renamed_into_another(tmp_path):
