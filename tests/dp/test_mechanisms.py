@@ -68,6 +68,17 @@ def test_a_generator_makes_the_noise_reproducible_and_moves_on(name, make):
     assert (mechanism.privatize(features, generator=make(4)) != first).all()
 
 
+def test_noise_drawn_twice_in_one_chunk_is_two_draws():
+    """The first draw may lie in the output's own memory, the second must not."""
+
+    class TwoDraws(GaussianMechanism):
+        def randomize(self, rows, noise):
+            first = noise.normal(tuple(rows.shape), rows.dtype)
+            return first - noise.normal(tuple(rows.shape), rows.dtype)
+
+    assert (TwoDraws(epsilon=1.0).privatize(torch.zeros(100, 4)) != 0).all()
+
+
 @pytest.mark.parametrize("name", ["gaussian", "privunit", "privunit_g"])
 def test_noise_is_fresh_without_a_generator_whatever_the_global_seeds(name):
     released = []
