@@ -93,6 +93,7 @@ class PriorSubset(Mechanism):
             raise ValueError(
                 f"decoder has shape {self.decoder.shape}, must be that of the codebook, {self.codebook.shape}."
             )
+        self._unit = arrays.directions(torch.tensor(self.codebook))[0]
         self.set_size = _checked_set_size(set_size, len(self.codebook))
         inside, outside = math.log(self.set_size) + self.epsilon, math.log(len(self.codebook) - self.set_size)
         self.outside = float(expit(outside - inside))
@@ -137,8 +138,7 @@ class PriorSubset(Mechanism):
 
     def sets(self, rows: torch.Tensor) -> torch.Tensor:
         """Return which symbols are in each row's set: (n, d) -> (n, M), bool, exactly K true in every row."""
-        unit = arrays.directions(torch.tensor(self.codebook, device=rows.device))[0]
-        cosines = (arrays.directions(rows.double())[0] @ unit.T).mul_(_TIE).round_()
+        cosines = (arrays.directions(rows.double())[0] @ self._unit.to(rows.device).T).mul_(_TIE).round_()
         least = torch.topk(cosines, self.set_size, dim=1).values[:, -1:]
         above, ties = cosines > least, cosines == least
         room = self.set_size - above.sum(dim=1, keepdim=True)
@@ -171,7 +171,7 @@ class PriorSubset(Mechanism):
         return drawn
 
     def _spans(self, rows: torch.Tensor) -> list[slice]:
-        step = max(1, arrays.CHUNK_ELEMENTS // max(self.codebook.shape))
+        step = max(1, 8 * arrays.CHUNK_ELEMENTS // max(self.codebook.shape))
         return [slice(start, start + step) for start in range(0, len(rows), step)]
 
     def _require_columns(self, rows: torch.Tensor) -> None:

@@ -99,7 +99,7 @@ def test_length_does_not_matter_and_a_zero_row_has_the_first_codewords():
 def test_chunks_change_nothing_but_the_order_of_draws(monkeypatch):
     rows = np.random.default_rng(1).normal(size=(50, 3))
     whole = build().symbol_probabilities(rows)
-    monkeypatch.setattr("ppreid_plugin.dp.arrays.CHUNK_ELEMENTS", 24)
+    monkeypatch.setattr("ppreid_plugin.dp.arrays.CHUNK_ELEMENTS", 6)
     np.testing.assert_array_equal(build().symbol_probabilities(rows), whole)
     assert build(epsilon=200.0).privatize(rows).shape == (50, 3)
     symbols = build(epsilon=200.0).symbols(rows)
