@@ -22,6 +22,7 @@ from yacs.config import CfgNode
 from . import arguments, build
 from .config import ConfigError, get_default_config, is_config_key, merge_file, merge_options
 from .data.csv_dataset import register_csv_dataset
+from .memory import keep_freed_memory
 from .options import OPTIONS, describe_options
 from .progress import Tee
 from .registry import closest
@@ -150,6 +151,7 @@ def run(main: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None)
         argv: these arguments; None takes the process's.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         main(arguments)

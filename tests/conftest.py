@@ -8,7 +8,9 @@ import torch
 
 from ppreid_plugin import arguments, build, config
 from ppreid_plugin.data.pedestrians import make_pedestrians
+from ppreid_plugin.memory import keep_freed_memory
 
+keep_freed_memory()
 torch.set_num_threads(1)  # two processes with two threads each spend their time waiting for each other
 
 
