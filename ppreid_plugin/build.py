@@ -31,7 +31,6 @@ from .data.checks import (
 from .data.images import check_files, use_strict_reading
 from .data.validation import hold_out_people
 from .dp.gallery import DPGallery
-from .dp.mechanisms import MECHANISMS
 from .engine import with_privacy
 from .features import UNSUPPORTED_MODELS
 from .registry import check_arguments, closest
@@ -175,8 +174,6 @@ def build_components(cfg: CfgNode) -> list[Component]:
                 )
             )
     if privacy.gallery.enabled:
-        mechanism = MECHANISMS.get(privacy.gallery.mechanism, key="privacy.gallery.mechanism")
-        check_arguments(privacy.gallery.kwargs, [mechanism], key="privacy.gallery.kwargs")
         components.extend(
             DPGallery(
                 privacy.gallery.mechanism,

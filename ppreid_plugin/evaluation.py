@@ -57,7 +57,8 @@ class ProtectedResult:
 
     def table(self, name: str, clean: RankingResult) -> str:
         """A table in percent: clean and protected, both protocols, epsilon beside each protected row."""
-        image = f"{self.description['epsilon']:g} an image"
+        epsilon = self.description["epsilon"]
+        image = "none: not protected" if epsilon is None else f"{epsilon:g} an image"
         rows = [
             ["anonymous", "clean", clean.rank1, clean.mAP, clean.mINP, "-"],
             ["anonymous", "protected", self.anonymous.rank1, self.anonymous.mAP, self.anonymous.mINP, image],

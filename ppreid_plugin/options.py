@@ -115,10 +115,13 @@ PRIVACY_OPTIONS: dict[str, tuple[Any, str]] = {
     "privacy.gallery.epsilons": ([], "several budgets to evaluate in one run, instead of privacy.gallery.epsilon"),
     "privacy.gallery.delta": (None, "failure probability; None: 1e-5 for approximate mechanisms, 0 for pure ones"),
     "privacy.gallery.clip_norm": (1.0, "bound C on a row's L2 norm; the sensitivity is 2C"),
-    "privacy.gallery.transform": ("center", "public transform, fitted on the training split: center or none"),
+    "privacy.gallery.transform": ("center", "public transform, fitted on the training split, by registered name"),
     "privacy.gallery.fit_images": (0, "training images that the transform is fitted on (0: all)"),
     "privacy.gallery.background_pids": ([0], "pids that are no person: no template, no enrolled query"),
-    "privacy.gallery.kwargs": ({}, "further arguments of mechanisms that others registered"),
+    "privacy.gallery.kwargs": (
+        {},
+        "further arguments of the mechanism, or of fit_prior: codewords, set_size, kind, ...",
+    ),
     "privacy.validation.ids_fraction": (0.0, "share of the training people held out to choose the best checkpoint"),
     "privacy.validation.seed": (1, "seed of the choice of these people"),
 }

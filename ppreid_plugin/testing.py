@@ -71,12 +71,12 @@ class EvaluationMixin:
             print(f"{name}: mINP {result.clean.mINP:.1%}, {result.clean.num_valid_queries} queries with a match")
         return rank1
 
-    def _training_features(self) -> Tensor | None:
+    def _training_features(self) -> Extracted | None:
         fitting = [gallery for gallery in self.galleries if gallery.needs_training_features]
         if not fitting:
             return None
         loader = training_set_for_features(self.datamanager, fitting[0].fit_images, fitting[0].seed)
-        return extract(self, loader, "training split (for the public transform)", loader.dataset.data).features  # type: ignore[attr-defined]
+        return extract(self, loader, "training split (for the public transform)", loader.dataset.data)  # type: ignore[attr-defined]
 
     def _replay(self, sets: dict[str, dict[str, Extracted]], options: dict[str, Any]) -> tuple[float, list[Any]]:
         """Run torchreid's own ``test`` on features that are there already, with exact ranking in place of its own."""
@@ -93,9 +93,13 @@ class EvaluationMixin:
         return float(rank1), rankings
 
     def _test_protected(
-        self, gallery: DPGallery, sets: dict[str, dict[str, Extracted]], train: Tensor | None, options: dict[str, Any]
+        self,
+        gallery: DPGallery,
+        sets: dict[str, dict[str, Extracted]],
+        train: Extracted | None,
+        options: dict[str, Any],
     ) -> None:
-        gallery.fit(train)
+        gallery.fit(None if train is None else train.features, None if train is None else train.pids)
         protected = {
             name: {
                 "query": roles["query"].with_features(gallery.transform(roles["query"].features)),

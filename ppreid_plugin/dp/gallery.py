@@ -1,13 +1,15 @@
 """The DP gallery component: what the engine's evaluation does to gallery features (stage 2).
 
 Rows are normalized, put through a public transform that was fitted on the training split, normalized, passed through
-the mechanism, and normalized again. Queries take the same way without the mechanism. Matching is by cosine.
+the mechanism, and normalized again. Queries take the same way without the mechanism. Matching is by cosine. A mechanism
+with a codebook has it fitted on the training split, too.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..components import Component
+from ..registry import check_arguments
 from .calibration import person_level_epsilon
-from .mechanisms import build_mechanism
+from .mechanisms import MECHANISMS, Mechanism, build_mechanism
+from .prior import Prior, fit_prior
 from .transforms import build_transform
 
 _UNITS = ("image",)
@@ -35,13 +39,14 @@ class DPGallery(Component):
         clip_norm: bound C on a row's L2 norm; rows have length 1 when they reach the mechanism.
         unit: ``image``: one gallery row (one tracklet for video).
         transform: registered public transform, fitted on the training split only.
-        fit_images: training images that the transform is fitted on (0: all).
+        fit_images: training images that transform and codebook are fitted on (0: all).
         background_pids: pids that are no person.
         seed: seed of the research noise.
-        options: further arguments of the mechanism.
+        options: further arguments of the mechanism; of `fit_prior` too (``codewords``, ``set_size``, ``kind``,
+            ``min_people``, ``prior_is_public``, ...) where the mechanism takes a codebook and none is given.
 
     Raises:
-        ValueError: epsilon, delta, unit or a name out of range.
+        ValueError: epsilon, delta, unit or a name out of range, an argument that nothing takes.
     """
 
     name = "dp_gallery"
@@ -63,9 +68,25 @@ class DPGallery(Component):
     ) -> None:
         if unit not in _UNITS:
             raise ValueError(f"privacy.gallery.unit is {unit!r}; allowed: {', '.join(_UNITS)}.")
-        self.mechanism = build_mechanism(
-            mechanism, epsilon=epsilon, delta=delta, clip_norm=clip_norm, **dict(options or {})
-        )
+        options = dict(options or {})
+        self._budget: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "clip_norm": clip_norm}
+        self._mechanism_name = mechanism
+        own = inspect.signature(MECHANISMS.get(mechanism, key="privacy.gallery.mechanism")).parameters
+        self.fits_prior = "codebook" in own and "codebook" not in options
+        check_arguments(options, [*_takers(mechanism)], key="privacy.gallery.kwargs")
+        self._prior_options: dict[str, Any] = {}
+        if self.fits_prior:
+            self._prior_options = {"seed": seed, **options}
+            if "codewords" not in options:
+                raise ValueError(
+                    f"mechanism '{mechanism}' needs a codebook: its size is missing. Append for example: "
+                    "privacy.gallery.kwargs.codewords 1024 privacy.gallery.kwargs.set_size 4"
+                )
+            # of the right kind and budget, so that errors come before training; `fit` makes the one that is used
+            options = {"codebook": np.eye(2)}
+        self._mechanism: Mechanism = build_mechanism(mechanism, **self._budget, **options)
+        self._ready = not self.fits_prior
+        self.prior: Prior | None = None
         self.public_transform = build_transform(transform)
         self.unit = unit
         self.fit_images = fit_images
@@ -73,16 +94,41 @@ class DPGallery(Component):
         self.seed = seed
 
     @property
-    def needs_training_features(self) -> bool:
-        """Whether the public transform has to be fitted."""
-        return self.public_transform.needs_fit
+    def mechanism(self) -> Mechanism:
+        """The mechanism; one with a codebook is there after `fit`."""
+        if not self._ready:
+            raise RuntimeError(
+                f"the codebook of '{self._mechanism_name}' is not fitted; call fit(features, pids) first."
+            )
+        return self._mechanism
 
-    def fit(self, train_features: Tensor | None) -> DPGallery:
-        """Fit the public transform on features (n, d) of the training split; never on the gallery."""
-        if self.needs_training_features:
-            if train_features is None:
-                raise ValueError("the public transform needs features of the training split.")
-            self.public_transform.fit(train_features)
+    @property
+    def needs_training_features(self) -> bool:
+        """Whether anything has to be fitted."""
+        return self.public_transform.needs_fit or self.fits_prior
+
+    def fit(self, train_features: Tensor | None, train_pids: np.ndarray | None = None) -> DPGallery:
+        """Fit the public transform, and the codebook if there is one, on the training split; never on the gallery.
+
+        Args:
+            train_features: (n, d), of people outside the gallery; None where nothing is fitted.
+            train_pids: (n,), their labels: needed for a codebook and for transforms that learn from labels.
+        """
+        if not self.needs_training_features:
+            return self
+        if train_features is None:
+            raise ValueError("transform and codebook need features of the training split.")
+        if self.public_transform.needs_fit:
+            self.public_transform.fit(train_features, train_pids)
+        if self.fits_prior:
+            if train_pids is None:
+                raise ValueError("a codebook needs the pids of the training rows, to count the people in its cells.")
+            self.prior = fit_prior(self.transform(train_features), train_pids, **self._prior_options)
+            options = self.prior.options()
+            own = inspect.signature(MECHANISMS.get(self._mechanism_name)).parameters
+            taken = {key: value for key, value in options.items() if key in own}
+            self._mechanism = build_mechanism(self._mechanism_name, **self._budget, **taken)
+            self._ready = True
         return self
 
     def transform(self, features: Tensor) -> Tensor:
@@ -106,6 +152,7 @@ class DPGallery(Component):
             "unit": self.unit,
             "adjacency": "replace",
             "transform": self.public_transform.describe(),
+            "prior": None if self.prior is None else self.prior.describe(),
             "noise": "research",
         }
 
@@ -122,6 +169,13 @@ class DPGallery(Component):
             f"for one {self.unit} (replace){sigma} #####\n"
             f"Research noise (seed {self.seed}, the same draw each time): for figures only, not a release."
         )
+
+
+def _takers(mechanism: str) -> list[Callable[..., Any]]:
+    """Whose arguments the options of a mechanism may be."""
+    entry = MECHANISMS.get(mechanism)
+    takes_codebook = "codebook" in inspect.signature(entry).parameters
+    return [entry, fit_prior] if takes_codebook else [entry]
 
 
 def _unit_rows(features: Tensor) -> Tensor:

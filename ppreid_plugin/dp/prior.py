@@ -15,11 +15,13 @@ import numpy.typing as npt
 import torch
 
 from ppreid_plugin.dp.arrays import directions, to_rows
+from ppreid_plugin.dp.codebooks import gaussian_codebook, residual_codebook
 from ppreid_plugin.dp.numerics import require_positive
 from ppreid_plugin.dp.subset import PriorSubset
 
 Floats = npt.NDArray[np.float64]
-KINDS = ("kmeans", "raw")
+KINDS = ("gaussian", "kmeans", "raw", "residual")
+_STRUCTURED = {"gaussian": gaussian_codebook, "residual": residual_codebook}
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,10 @@ class Prior:
 
     Attributes:
         codebook: unit codewords, (M, d).
-        decoder: what stands for each symbol, (M, d): the mean of the training rows whose set holds it.
+        decoder: what stands for each symbol, (M, d): the mean of the training rows whose set holds it, or the codeword
+            itself for ``residual`` and ``gaussian``.
         set_size: K.
-        kind: ``kmeans`` or ``raw``.
+        kind: ``gaussian``, ``kmeans``, ``raw`` or ``residual``.
         rows, people: how many training rows and people it was fitted on.
         people_per_cell: mean over the symbols of the number of people whose rows have the symbol in their set.
         smallest_cell: the least such number; 0 where a symbol is in no training row's set and stands for its codeword.
@@ -89,7 +92,9 @@ def fit_prior(
         codewords: M, 2 to n; at most that many with ``merge``.
         set_size: K, 1 to M - 1.
         kind: ``kmeans``: normalized centers of k-means on the unit rows. ``raw``: M of the unit rows themselves, drawn
-            without replacement; it publishes features outright, so it needs ``prior_is_public``.
+            without replacement; it publishes features outright, so it needs ``prior_is_public``. ``residual`` and
+            ``gaussian``: many codewords from few published vectors (:mod:`.codebooks`); each symbol stands for its
+            codeword, and the cells that count are the people behind the published vectors.
         min_people: a cell has to hold rows of at least that many people on average.
         merge: with k-means, take fewer and larger cells until ``min_people`` is met, instead of refusing.
         seed: of k-means and of the draw.
@@ -115,6 +120,14 @@ def fit_prior(
     if isinstance(codewords, bool) or not isinstance(codewords, (int, np.integer)) or not 2 <= codewords <= len(unit):
         raise ValueError(f"codewords is {codewords!r}, must be 2 to {len(unit)}, the number of training rows.")
     min_people, count = require_positive("min_people", min_people), int(codewords)
+    if kind in _STRUCTURED:
+        prior = _fit_structured(unit, people, count, set_size, kind, seed, prior_is_public)
+        if not prior_is_public and prior.people_per_cell < min_people:
+            raise ValueError(
+                f"people_per_cell is {prior.people_per_cell:.3g} with {count} {kind} codewords, must be at least "
+                f"{min_people:g}. Take fewer codewords, or say prior_is_public=True."
+            )
+        return prior
     while True:
         prior = _fit(unit, people, count, set_size, kind, seed, prior_is_public)
         if prior_is_public or prior.people_per_cell >= min_people:
@@ -161,6 +174,25 @@ def _fit(
         people_per_cell=float(cells.mean()),
         smallest_cell=int(cells.min()),
         people_per_codeword=float(owned.sum(axis=1).mean()),
+        is_public=public,
+    )
+
+
+def _fit_structured(
+    unit: Floats, people: npt.NDArray[np.int64], count: int, set_size: int, kind: str, seed: int, public: bool
+) -> Prior:
+    codebook, behind = _STRUCTURED[kind](unit, people, count, seed)
+    codebook.flags.writeable = False
+    return Prior(
+        codebook=codebook,
+        decoder=codebook,
+        set_size=PriorSubset(epsilon=1.0, codebook=codebook, set_size=set_size).set_size,
+        kind=kind,
+        rows=len(unit),
+        people=int(people.max()) + 1,
+        people_per_cell=float(behind.mean()),
+        smallest_cell=int(behind.min()),
+        people_per_codeword=float(behind.mean()),
         is_public=public,
     )
 

@@ -95,7 +95,7 @@ def test_description_is_json_without_features_and_arrays_are_read_only():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "random"}, "kind is 'random'; allowed: kmeans, raw"),
+        ({"kind": "random"}, "kind is 'random'; allowed: gaussian, kmeans, raw, residual"),
         ({"kind": "raw"}, "kind is 'raw', which publishes training features as they are"),
         ({"min_people": 0}, "min_people is 0, must be a finite number > 0"),
         ({"codewords": 1}, "codewords is 1, must be 2 to 240"),
