@@ -133,15 +133,7 @@ def set_option(cfg: CfgNode, key: str, value: Any, *, source: str = "set_option"
         if not isinstance(node.get(name), CfgNode):
             raise _unknown_key(key, source)
         node = node[name]
-    if leaf not in node and not node.is_new_allowed():
-        raise _unknown_key(key, source)
-    if isinstance(node.get(leaf), CfgNode):
-        if not isinstance(value, dict):
-            raise ConfigError(f"{key} in {source} is {value!r}, must be a mapping of keys.")
-        _merge_mapping(node[leaf], value, prefix=f"{key}.", source=source)
-        return
-    default = OPTIONS[key][0] if key in OPTIONS else node.get(leaf)
-    node[leaf] = _coerce(key, value, default, source)
+    _assign(node, leaf, value, key=key, source=source)
 
 
 def is_config_key(word: str) -> bool:
@@ -208,16 +200,19 @@ def get_option(cfg: CfgNode, key: str) -> Any:
 
 def _merge_mapping(cfg: CfgNode, mapping: dict[str, Any], *, prefix: str, source: str) -> None:
     for name, value in mapping.items():
-        key = f"{prefix}{name}"
-        if name not in cfg and not cfg.is_new_allowed():
-            raise _unknown_key(key, source)
-        if isinstance(cfg.get(name), CfgNode):
-            if not isinstance(value, dict):
-                raise ConfigError(f"{key} in {source} is {value!r}, must be a mapping of keys.")
-            _merge_mapping(cfg[name], value, prefix=f"{key}.", source=source)
-        else:
-            default = OPTIONS[key][0] if key in OPTIONS else cfg.get(name)
-            cfg[name] = _coerce(key, value, default, source)
+        _assign(cfg, name, value, key=f"{prefix}{name}", source=source)
+
+
+def _assign(node: CfgNode, leaf: str, value: Any, *, key: str, source: str) -> None:
+    """Set one key of ``node`` (all of them, for a mapping), after checking that it exists and that the type fits."""
+    if leaf not in node and not node.is_new_allowed():
+        raise _unknown_key(key, source)
+    if isinstance(node.get(leaf), CfgNode):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key} in {source} is {value!r}, must be a mapping of keys.")
+        _merge_mapping(node[leaf], value, prefix=f"{key}.", source=source)
+    else:
+        node[leaf] = _coerce(key, value, OPTIONS[key][0] if key in OPTIONS else node.get(leaf), source)
 
 
 def _unknown_key(key: str, source: str) -> ConfigError:

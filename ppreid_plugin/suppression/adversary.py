@@ -7,6 +7,7 @@ which passes through decoder and adversary with their parameters frozen; the dec
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ _SCHEDULES = ("reversal",)
 _RAMP_STEEPNESS = 10.0  # Ganin and Lempitsky, ICML 2015, section 4.1
 
 
-class Adversary(Component):
+class Adversary(Component, ABC):
     r"""Base class of adversaries, and the contract of a registered one.
 
     A subclass says what it predicts: `make_module`, `sample_losses` and `chance_loss`. The base class does the rest:
@@ -80,17 +81,17 @@ class Adversary(Component):
         self._module: nn.Module | None = None
         self._seen: Tensor | None = None
 
+    @abstractmethod
     def make_module(self, input_shape: tuple[int, ...], context: Context) -> nn.Module:
         """Return the adversary's network for inputs (B, *input_shape)."""
-        raise NotImplementedError(f"{type(self).__name__} does not define make_module")
 
+    @abstractmethod
     def sample_losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the loss of each sample, shape (B,), from the network's outputs."""
-        raise NotImplementedError(f"{type(self).__name__} does not define sample_losses")
 
+    @abstractmethod
     def chance_loss(self, context: Context) -> float:
         """Return the loss of an adversary that knows nothing: the bound of the encoder's gain."""
-        raise NotImplementedError(f"{type(self).__name__} does not define chance_loss")
 
     def figures(self, outputs: Tensor, batch: Batch) -> dict[str, float]:
         """Return further figures to log, such as an accuracy."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from torchvision.transforms.functional import gaussian_blur
 from ..registry import Registry
 
 
-class DeIDTarget:
+class DeIDTarget(ABC):
     """Contract of a De-ID target: a callable from images to de-identified images of the same shape.
 
     Constructor arguments are keywords with defaults; those named like a ``privacy.deid`` key take its value.
@@ -26,9 +27,9 @@ class DeIDTarget:
         images: (B, 3, H, W), RGB in [0, 1]. Output: the same shape and range; no gradient is needed.
     """
 
+    @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
         """Return the de-identified images."""
-        raise NotImplementedError(f"{type(self).__name__} does not define __call__")
 
 
 DEID_TARGETS: Registry[type[DeIDTarget]] = Registry("De-ID target", contract=DeIDTarget)
