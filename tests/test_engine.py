@@ -372,7 +372,7 @@ def test_nothing_of_the_gallery_reaches_the_public_transform(make_engine):
     (gallery,) = engine.galleries
     seen = []
     own_fit = gallery.public_transform.fit
-    gallery.public_transform.fit = lambda features: seen.append(features.clone()) or own_fit(features)
+    gallery.public_transform.fit = lambda features, pids: seen.append(features.clone()) or own_fit(features, pids)
     engine.test()
     assert len(seen) == 1
     assert len(seen[0]) == len(engine.datamanager.train_loader.dataset.train)
