@@ -23,6 +23,7 @@ _NUMPY_TYPES: list[Any] = [
     np.dtypes.Float32DType,
     np.dtypes.Float64DType,
 ]
+BEST_FILE = "best.json"  # beside the modules' folders: epoch and mAP of the best checkpoint on validation people
 _CLASSIFIER = re.compile(r"(^|\.)classifier(\.|$|\d|_)|^fc\.|^last_linear")
 
 
@@ -120,7 +121,7 @@ def resume(engine: Any, path: str | Path) -> int:
         unwrap(engine._models[name]).load_state_dict(checkpoint["state_dict"])
         engine._optims[name].load_state_dict(checkpoint["optimizer"])
         engine._scheds[name].load_state_dict(checkpoint["scheduler"])
-    best = path.parent.parent / "best.json"
+    best = path.parent.parent / BEST_FILE
     if best.is_file():
         engine.best = json.loads(best.read_text(encoding="utf-8"))
     return int(loaded["model"]["epoch"])

@@ -77,7 +77,7 @@ class Component:
     """Base class of privacy parts. Override what is needed; a component that does nothing is allowed.
 
     Order of the calls in a training step: `loss_terms` during the engine's ``compute_loss`` (their sum is added to the
-    encoder's loss), `start_step` just before, `finish_step` after torchreid's backward pass and optimizer step.
+    encoder's loss), then `finish_step` after torchreid's backward pass and optimizer step.
     """
 
     in_training = True  # False for a part that only evaluation uses: it needs no access to the feature

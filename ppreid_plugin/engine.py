@@ -22,14 +22,13 @@ from typing import Any
 
 from torch import nn
 
+from .checkpoint import BEST_FILE
 from .components import Batch, Component, Context
 from .data.validation import VALIDATION
 from .evaluation import TargetResult
 from .features import FeatureTap, probe_shapes, unwrap
 from .testing import EvaluationMixin
 from .training import TrainingMixin, normalization
-
-STATE_FILE = "best.json"
 
 
 class _Stateless:
@@ -124,7 +123,7 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
             folder = Path(save_dir, name)
             shutil.copyfile(folder / f"model.pth.tar-{epoch + 1}", folder / "model-last.pth.tar")
         if self.best is not None:
-            Path(save_dir, STATE_FILE).write_text(json.dumps(self.best) + "\n", encoding="utf-8")
+            Path(save_dir, BEST_FILE).write_text(json.dumps(self.best) + "\n", encoding="utf-8")
             print(f"Best on validation people: epoch {self.best['epoch']:.0f}, mAP {self.best['mAP']:.1%}")
 
 

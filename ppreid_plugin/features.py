@@ -29,6 +29,12 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else model
 
 
+def _pooling_layer(plain: nn.Module) -> nn.Module | None:
+    """The layer whose input is the last feature map; None where a model has no such module."""
+    found = next((getattr(plain, name) for name in _MAP_LAYERS if hasattr(plain, name)), None)
+    return found if isinstance(found, nn.Module) else None
+
+
 class FeatureTap:
     """Keeps what flows into the classifier and the pooling layer of a torchreid model while armed.
 
@@ -57,10 +63,10 @@ class FeatureTap:
         self._lock = threading.Lock()
         self._armed = False
         self._stored: dict[str, dict[torch.device, Tensor]] = {"feature": {}, "feature_map": {}}
-        pooling = next((getattr(plain, name) for name in _MAP_LAYERS if hasattr(plain, name)), None)
-        self.has_feature_map = isinstance(pooling, nn.Module)
+        pooling = _pooling_layer(plain)
+        self.has_feature_map = pooling is not None
         self._handles = [classifier.register_forward_pre_hook(self._hook("feature"))]
-        if isinstance(pooling, nn.Module):
+        if pooling is not None:
             self._handles.append(pooling.register_forward_pre_hook(self._hook("feature_map")))
 
     def _hook(self, kind: str) -> Any:
@@ -120,10 +126,10 @@ def probe_shapes(model: nn.Module, height: int, width: int) -> tuple[int, tuple[
     plain = unwrap(model)
     modes = {module: module.training for module in plain.modules()}
     shapes: list[tuple[int, ...]] = []
-    pooling = next((getattr(plain, name) for name in _MAP_LAYERS if hasattr(plain, name)), None)
+    pooling = _pooling_layer(plain)
     handle = (
         pooling.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[1:])))
-        if isinstance(pooling, nn.Module)
+        if pooling is not None
         else None
     )
     try:

@@ -109,8 +109,7 @@ class EvaluationMixin:
         }
         print(gallery.banner())
         writer, self.writer = self.writer, None
-        folder = f"{gallery.mechanism.name}_epsilon_{gallery.mechanism.epsilon:g}"
-        save_dir = os.path.join(options["save_dir"], "protected", folder)
+        save_dir = os.path.join(options["save_dir"], "protected", gallery.label)
         try:
             options = {**options, "dist_metric": "cosine", "normalize_feature": False, "save_dir": save_dir}
             _, rankings = self._replay(protected, options)
@@ -121,6 +120,6 @@ class EvaluationMixin:
             self.results[name].protected.append(result)
             print(result.table(name, self.results[name].clean))
             if self.writer is not None:
-                tag = f"Test/{name}/{gallery.mechanism.name}_epsilon_{gallery.mechanism.epsilon:g}"
+                tag = f"Test/{name}/{gallery.label}"
                 self.writer.add_scalar(f"{tag}/rank1", ranking.rank1, self.epoch)
                 self.writer.add_scalar(f"{tag}/mAP", ranking.mAP, self.epoch)

@@ -71,9 +71,11 @@ class DPGallery(Component):
         options = dict(options or {})
         self._budget: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "clip_norm": clip_norm}
         self._mechanism_name = mechanism
-        own = inspect.signature(MECHANISMS.get(mechanism, key="privacy.gallery.mechanism")).parameters
-        self.fits_prior = "codebook" in own and "codebook" not in options
-        check_arguments(options, [*_takers(mechanism)], key="privacy.gallery.kwargs")
+        entry = MECHANISMS.get(mechanism, key="privacy.gallery.mechanism")
+        self._own_arguments = frozenset(inspect.signature(entry).parameters)
+        takers: list[Callable[..., Any]] = [entry, fit_prior] if "codebook" in self._own_arguments else [entry]
+        check_arguments(options, takers, key="privacy.gallery.kwargs")
+        self.fits_prior = "codebook" in self._own_arguments and "codebook" not in options
         self._prior_options: dict[str, Any] = {}
         if self.fits_prior:
             self._prior_options = {"seed": seed, **options}
@@ -103,6 +105,11 @@ class DPGallery(Component):
         return self._mechanism
 
     @property
+    def label(self) -> str:
+        """Mechanism and budget as one word, for folders and tags: ``gaussian_epsilon_16``."""
+        return f"{self.mechanism.name}_epsilon_{self.mechanism.epsilon:g}"
+
+    @property
     def needs_training_features(self) -> bool:
         """Whether anything has to be fitted."""
         return self.public_transform.needs_fit or self.fits_prior
@@ -124,9 +131,7 @@ class DPGallery(Component):
             if train_pids is None:
                 raise ValueError("a codebook needs the pids of the training rows, to count the people in its cells.")
             self.prior = fit_prior(self.transform(train_features), train_pids, **self._prior_options)
-            options = self.prior.options()
-            own = inspect.signature(MECHANISMS.get(self._mechanism_name)).parameters
-            taken = {key: value for key, value in options.items() if key in own}
+            taken = {key: value for key, value in self.prior.options().items() if key in self._own_arguments}
             self._mechanism = build_mechanism(self._mechanism_name, **self._budget, **taken)
             self._ready = True
         return self
@@ -169,13 +174,6 @@ class DPGallery(Component):
             f"for one {self.unit} (replace){sigma} #####\n"
             f"Research noise (seed {self.seed}, the same draw each time): for figures only, not a release."
         )
-
-
-def _takers(mechanism: str) -> list[Callable[..., Any]]:
-    """Whose arguments the options of a mechanism may be."""
-    entry = MECHANISMS.get(mechanism)
-    takes_codebook = "codebook" in inspect.signature(entry).parameters
-    return [entry, fit_prior] if takes_codebook else [entry]
 
 
 def _unit_rows(features: Tensor) -> Tensor:

@@ -18,20 +18,12 @@ from tabulate import tabulate
 
 from ..dp.feature_files import load_arrays
 from ..dp.gallery import DPGallery
+from ..evaluation import Extracted
 from ..progress import track
 from ..retrieval import evaluate, evaluate_enrolled
 from .record import environment, write_json
 
 PROTOCOLS = ("anonymous", "enrolled")
-
-
-@dataclass(frozen=True)
-class LabeledFeatures:
-    """Features (n, d) with pids (n,) and camids (n,) of one split."""
-
-    features: torch.Tensor
-    pids: np.ndarray
-    camids: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ class MechanismSpec:
         return cls(name, options)
 
 
-def load_split(path: str) -> LabeledFeatures:
+def load_split(path: str) -> Extracted:
     """Load ``features``, ``pids`` and ``camids`` from a .npz or .safetensors file.
 
     Raises:
@@ -78,13 +70,13 @@ def load_split(path: str) -> LabeledFeatures:
     lengths = {name: len(arrays[name]) for name in ("features", "pids", "camids")}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"'{path}': lengths differ: {lengths}; one pid and one camid a row of features are needed.")
-    return LabeledFeatures(torch.from_numpy(arrays["features"]), arrays["pids"], arrays["camids"])
+    return Extracted(torch.from_numpy(arrays["features"]), arrays["pids"], arrays["camids"])
 
 
 def sweep(
-    train: LabeledFeatures,
-    query: LabeledFeatures,
-    gallery: LabeledFeatures,
+    train: Extracted,
+    query: Extracted,
+    gallery: Extracted,
     *,
     mechanisms: Iterable[MechanismSpec],
     epsilons: Sequence[float],
@@ -148,8 +140,8 @@ def _evaluated(
     spec: MechanismSpec,
     seed: int,
     protection: DPGallery,
-    query: LabeledFeatures,
-    gallery: LabeledFeatures,
+    query: Extracted,
+    gallery: Extracted,
     protocols: Sequence[str],
 ) -> Iterator[dict[str, Any]]:
     counts = np.unique(gallery.pids[~np.isin(gallery.pids, protection.background_pids)], return_counts=True)[1]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ppreid_plugin import DPGallery, cli
-from ppreid_plugin.report.sweep import LabeledFeatures, MechanismSpec, load_split, sweep, sweep_command, table
+from ppreid_plugin.evaluation import Extracted
+from ppreid_plugin.report.sweep import MechanismSpec, load_split, sweep, sweep_command, table
 from ppreid_plugin.retrieval import evaluate
 
 
@@ -16,11 +17,11 @@ def split(seed, people, first_pid):
     centers = rng.normal(size=(people, 16)) + 1.0
     pids = np.repeat(np.arange(people) + first_pid, 6)
     features = (centers[pids - first_pid] + 0.3 * rng.normal(size=(len(pids), 16))).astype(np.float32)
-    return LabeledFeatures(torch.from_numpy(features), pids, np.tile(np.arange(3), 2 * people))
+    return Extracted(torch.from_numpy(features), pids, np.tile(np.arange(3), 2 * people))
 
 
 TRAIN, GALLERY = split(0, 30, 1000), split(1, 20, 1)
-QUERY = LabeledFeatures(GALLERY.features + 0.1, GALLERY.pids, GALLERY.camids)
+QUERY = Extracted(GALLERY.features + 0.1, GALLERY.pids, GALLERY.camids)
 SUBSET = MechanismSpec("prior_subset", {"codewords": 16, "set_size": 2, "min_people": 2})
 
 
