@@ -7,6 +7,9 @@ So cells are counted in people, and small ones are refused unless the caller say
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +18,21 @@ import numpy.typing as npt
 import torch
 
 from ppreid_plugin.dp.arrays import directions, to_rows
-from ppreid_plugin.dp.codebooks import gaussian_codebook, residual_codebook
+from ppreid_plugin.dp.codebooks import (
+    GAUSSIAN_RANK,
+    LEVELS,
+    Codebook,
+    DenseCodebook,
+    FittedCodebook,
+    gaussian_codebook,
+    residual_codebook,
+)
 from ppreid_plugin.dp.numerics import require_positive
 from ppreid_plugin.dp.subset import PriorSubset
 
 Floats = npt.NDArray[np.float64]
 KINDS = ("gaussian", "kmeans", "raw", "residual")
-_STRUCTURED = {"gaussian": gaussian_codebook, "residual": residual_codebook}
+_STRUCTURED: dict[str, Callable[..., FittedCodebook]] = {"gaussian": gaussian_codebook, "residual": residual_codebook}
 
 
 @dataclass(frozen=True)
@@ -29,20 +40,21 @@ class Prior:
     """What :func:`fit_prior` returns. Arrays are read-only; pass :meth:`options` to ``build_mechanism``.
 
     Attributes:
-        codebook: unit codewords, (M, d).
-        decoder: what stands for each symbol, (M, d): the mean of the training rows whose set holds it, or the codeword
-            itself for ``residual`` and ``gaussian``.
+        codewords: the codebook, M unit codewords.
+        means: what stands for each symbol, (M, d): the mean of the training rows whose set holds it; None for
+            ``residual`` and ``gaussian``, whose symbols stand for their codewords.
         set_size: K.
         kind: ``gaussian``, ``kmeans``, ``raw`` or ``residual``.
         rows, people: how many training rows and people it was fitted on.
         people_per_cell: mean over the symbols of the number of people whose rows have the symbol in their set.
         smallest_cell: the least such number; 0 where a symbol is in no training row's set and stands for its codeword.
         people_per_codeword: as ``people_per_cell`` for the nearest codeword alone: the people behind a codeword itself.
+        people_behind: the smaller of the two: people behind a published vector, on average; what ``min_people`` limits.
         is_public: whether the caller said that the training people may be shown.
     """
 
-    codebook: Floats
-    decoder: Floats
+    codewords: Codebook
+    means: Floats | None
     set_size: int
     kind: str
     rows: int
@@ -54,20 +66,47 @@ class Prior:
 
     def options(self) -> dict[str, Any]:
         """Return the further arguments of ``build_mechanism("prior_subset", ...)``."""
-        return {"codebook": self.codebook, "set_size": self.set_size, "decoder": self.decoder}
+        return {"codebook": self.codewords, "set_size": self.set_size, "decoder": self.means}
+
+    @property
+    def people_behind(self) -> float:
+        """People behind a published vector, on average: behind a mean that symbols stand for, or behind a codeword."""
+        return min(self.people_per_cell, self.people_per_codeword)
+
+    @property
+    def codebook(self) -> Floats:
+        """The codewords as one array, (M, d), read-only."""
+        return PriorSubset(epsilon=1.0, codebook=self.codewords).codebook
+
+    @property
+    def decoder(self) -> Floats:
+        """The rows that stand for the symbols, (M, d), read-only."""
+        return self.codebook if self.means is None else self.means
+
+    def with_set_size(self, set_size: int) -> Prior:
+        """Return the prior with sets of another size; for codebooks whose symbols stand for their codewords.
+
+        Raises:
+            ValueError: a size out of range, or symbols that stand for means, which depend on it.
+        """
+        if self.means is not None:
+            raise ValueError(f"a {self.kind} prior's decoder depends on set_size. Fit it again with fit_prior.")
+        checked = PriorSubset(epsilon=1.0, codebook=self.codewords, set_size=set_size).set_size
+        return dataclasses.replace(self, set_size=checked)
 
     def describe(self) -> dict[str, Any]:
         """Return kind and sizes, ready for JSON: no feature values."""
         return {
             "prior": self.kind,
-            "codewords": len(self.codebook),
-            "columns": self.codebook.shape[1],
+            "codewords": len(self.codewords),
+            "columns": self.codewords.columns,
             "set_size": self.set_size,
             "fitted_rows": self.rows,
             "fitted_people": self.people,
             "people_per_cell": self.people_per_cell,
             "smallest_cell": self.smallest_cell,
             "people_per_codeword": self.people_per_codeword,
+            "people_behind": self.people_behind,
             "is_public": self.is_public,
         }
 
@@ -81,6 +120,8 @@ def fit_prior(
     kind: str = "kmeans",
     min_people: float = 10,
     merge: bool = False,
+    rank: int = GAUSSIAN_RANK,
+    levels: int = LEVELS,
     seed: int = 0,
     prior_is_public: bool = False,
 ) -> Prior:
@@ -89,13 +130,15 @@ def fit_prior(
     Args:
         train_features: rows of people outside the gallery, (n, d).
         train_pids: their labels, (n,), whole numbers.
-        codewords: M, 2 to n; at most that many with ``merge``.
+        codewords: M, 2 to n, for ``residual`` and ``gaussian`` any number above 1; at most that many with ``merge``.
         set_size: K, 1 to M - 1.
         kind: ``kmeans``: normalized centers of k-means on the unit rows. ``raw``: M of the unit rows themselves, drawn
             without replacement; it publishes features outright, so it needs ``prior_is_public``. ``residual`` and
             ``gaussian``: many codewords from few published vectors (:mod:`.codebooks`); each symbol stands for its
             codeword, and the cells that count are the people behind the published vectors.
-        min_people: a cell has to hold rows of at least that many people on average.
+        min_people: behind a published vector, means and codewords alike, at least that many people on average.
+        rank: ``gaussian``: principal components that the codewords are drawn in.
+        levels: ``residual``: levels of k-means whose sums the codewords are; ``codewords`` needs that many factors.
         merge: with k-means, take fewer and larger cells until ``min_people`` is met, instead of refusing.
         seed: of k-means and of the draw.
         prior_is_public: the training people are consenting, public or generated: no limit.
@@ -117,27 +160,35 @@ def fit_prior(
             "kind is 'raw', which publishes training features as they are. Use kind='kmeans', or say "
             "prior_is_public=True if these people are consenting, public or generated."
         )
-    if isinstance(codewords, bool) or not isinstance(codewords, (int, np.integer)) or not 2 <= codewords <= len(unit):
-        raise ValueError(f"codewords is {codewords!r}, must be 2 to {len(unit)}, the number of training rows.")
+    most = math.inf if kind in _STRUCTURED else len(unit)
+    if isinstance(codewords, bool) or not isinstance(codewords, (int, np.integer)) or not 2 <= codewords <= most:
+        told = "a whole number >= 2" if kind in _STRUCTURED else f"2 to {len(unit)}, the number of training rows"
+        raise ValueError(f"codewords is {codewords!r}, must be {told}.")
     min_people, count = require_positive("min_people", min_people), int(codewords)
     if kind in _STRUCTURED:
-        prior = _fit_structured(unit, people, count, set_size, kind, seed, prior_is_public)
-        if not prior_is_public and prior.people_per_cell < min_people:
+        extra = {"rank": rank} if kind == "gaussian" else {"levels": levels}
+        for name, value in extra.items():
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(f"{name} is {value!r}, must be a whole number >= 1.")
+        prior = _fit_structured(unit, people, count, set_size, kind, seed, prior_is_public, extra)
+        if not prior_is_public and prior.people_behind < min_people:
+            smaller = "a smaller rank" if kind == "gaussian" else "fewer codewords, or more levels"
             raise ValueError(
-                f"people_per_cell is {prior.people_per_cell:.3g} with {count} {kind} codewords, must be at least "
-                f"{min_people:g}. Take fewer codewords, or say prior_is_public=True."
+                f"people_behind is {prior.people_behind:.3g} with {count} {kind} codewords, must be at least "
+                f"{min_people:g}. Take {smaller}, or say prior_is_public=True."
             )
         return prior
     while True:
         prior = _fit(unit, people, count, set_size, kind, seed, prior_is_public)
-        if prior_is_public or prior.people_per_cell >= min_people:
+        if prior_is_public or prior.people_behind >= min_people:
             return prior
-        fewer = min(count - 1, int(count * prior.people_per_cell / min_people))
+        fewer = min(count - 1, int(count * prior.people_behind / min_people))
         if not merge or fewer <= max(1, set_size):
             raise ValueError(
-                f"people_per_cell is {prior.people_per_cell:.3g} with {count} codewords and set_size {set_size}, must "
-                f"be at least {min_people:g}. Take about {max(2, fewer)} codewords (or merge=True), a larger set_size, "
-                "or say prior_is_public=True if these people are consenting, public or generated."
+                f"people_behind is {prior.people_behind:.3g} with {count} codewords and set_size {set_size}, must be "
+                f"at least {min_people:g}. Take about {max(2, fewer)} codewords (or merge=True), kind='residual' with "
+                "its few published vectors, or say prior_is_public=True if these people are consenting, public or "
+                "generated."
             )
         count = fewer
 
@@ -145,13 +196,14 @@ def fit_prior(
 def _fit(
     unit: Floats, people: npt.NDArray[np.int64], count: int, set_size: int, kind: str, seed: int, public: bool
 ) -> Prior:
-    codebook = _codebook(unit, count, kind, seed)
+    codebook = DenseCodebook(_codebook(unit, count, kind, seed))
+    size = len(codebook)
     sets = PriorSubset(epsilon=1.0, codebook=codebook, set_size=set_size)
     nearest = PriorSubset(epsilon=1.0, codebook=codebook, set_size=1)
-    sums, rows = np.zeros_like(codebook), np.zeros(len(codebook))
-    seen = np.zeros((len(codebook), people.max() + 1), dtype=bool)
+    sums, rows = np.zeros((size, codebook.columns)), np.zeros(size)
+    seen = np.zeros((size, people.max() + 1), dtype=bool)
     owned = np.zeros_like(seen)
-    step = max(1, 2**22 // len(codebook))
+    step = max(1, 2**22 // size)
     for start in range(0, len(unit), step):
         part = torch.from_numpy(unit[start : start + step])
         members = sets.sets(part).numpy()
@@ -160,13 +212,12 @@ def _fit(
         for where, mark in ((members, seen), (nearest.sets(part).numpy(), owned)):
             row, symbol = np.nonzero(where)
             mark[symbol, people[start + row]] = True
-    decoder = np.where(rows[:, None] > 0, sums / np.maximum(rows, 1)[:, None], codebook)
+    decoder = np.where(rows[:, None] > 0, sums / np.maximum(rows, 1)[:, None], codebook.codewords)
     cells = seen.sum(axis=1)
-    for array in (codebook, decoder):
-        array.flags.writeable = False
+    decoder.flags.writeable = False
     return Prior(
-        codebook=codebook,
-        decoder=decoder,
+        codewords=codebook,
+        means=decoder,
         set_size=sets.set_size,
         kind=kind,
         rows=len(unit),
@@ -179,13 +230,19 @@ def _fit(
 
 
 def _fit_structured(
-    unit: Floats, people: npt.NDArray[np.int64], count: int, set_size: int, kind: str, seed: int, public: bool
+    unit: Floats,
+    people: npt.NDArray[np.int64],
+    count: int,
+    set_size: int,
+    kind: str,
+    seed: int,
+    public: bool,
+    extra: dict[str, int],
 ) -> Prior:
-    codebook, behind = _STRUCTURED[kind](unit, people, count, seed)
-    codebook.flags.writeable = False
+    codebook, behind = _STRUCTURED[kind](unit, people, count, seed, **extra)
     return Prior(
-        codebook=codebook,
-        decoder=codebook,
+        codewords=codebook,
+        means=None,
         set_size=PriorSubset(epsilon=1.0, codebook=codebook, set_size=set_size).set_size,
         kind=kind,
         rows=len(unit),

@@ -64,18 +64,22 @@ class GaussianSampler(Sampler):
 class SubsetSampler(Sampler):
     """Exact integer sampling for finite mechanisms, whose set of symbols is all that the sampler sees of a row.
 
-    ``codebook`` holds the rows that stand for the symbols, ``codewords`` those that the sets were chosen by.
+    ``codewords`` are those that the sets were chosen by, ``codebook`` the rows that stand for the symbols; a codebook
+    of two levels is stored as its levels, and its symbols stand for their codewords.
     """
 
     def __init__(self, mechanism: Any, dim: int) -> None:
         super().__init__(mechanism, dim)
         self._finite = mechanism
-        if mechanism.codebook.shape[1] != dim:
+        codebook = mechanism.codewords
+        if codebook.columns != dim:
             raise ValueError(
-                f"rows have {dim} columns, the codebook has {mechanism.codebook.shape[1]}. "
+                f"rows have {dim} columns, the codebook has {codebook.columns}. "
                 "Fit it on features of the same model and transform."
             )
-        self.arrays = {"codebook": mechanism.decoder.astype(np.float32), "codewords": mechanism.codebook}
+        self.arrays = codebook.arrays()
+        if "codewords" in self.arrays or not mechanism.decodes_to_codewords:
+            self.arrays["codebook"] = mechanism.decoder.astype(np.float32)
 
     def charge(self, epsilon: float) -> Charge:
         """Return the cost of a pure release."""
@@ -83,11 +87,11 @@ class SubsetSampler(Sampler):
 
     def draw(self, rows: Floats, epsilon: float) -> dict[str, np.ndarray]:
         """Return ``symbols``, int64."""
-        size, count = self._finite.set_size, len(self._finite.codebook)
+        count = len(self._finite.codewords)
         parts = [np.empty(0, np.int64)]
         for start in range(0, len(rows), _ROWS_A_CALL):
-            member = self._finite.sets(torch.from_numpy(rows[start : start + _ROWS_A_CALL])).cpu().numpy()
-            parts.append(sample_subset(np.nonzero(member)[1].reshape(-1, size), count, epsilon, Entropy()))
+            members = self._finite.members(torch.from_numpy(rows[start : start + _ROWS_A_CALL])).cpu().numpy()
+            parts.append(sample_subset(members, count, epsilon, Entropy()))
         return {"symbols": np.concatenate(parts)}
 
 
@@ -99,7 +103,7 @@ def release_sampler(mechanism: Mechanism, dim: int) -> Sampler:
     """
     if mechanism.name == "gaussian":
         return GaussianSampler(mechanism, dim)
-    if all(hasattr(mechanism, name) for name in ("sets", "set_size", "codebook", "decoder")):
+    if all(hasattr(mechanism, name) for name in ("members", "set_size", "codewords", "decoder")):
         return SubsetSampler(mechanism, dim)
     raise ValueError(
         f"mechanism {mechanism.name!r} is research only: no sampler of it is proved safe in floating point. "

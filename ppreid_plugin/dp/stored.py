@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load as load_safetensors
 
+from ppreid_plugin.dp.codebooks import codebook_from_arrays
 from ppreid_plugin.dp.journal import LedgerError
 from ppreid_plugin.dp.manifest import check_arrays, check_manifest, sha256
 from ppreid_plugin.dp.reservations import Part
@@ -30,7 +31,8 @@ class Release:
     Attributes:
         folder: where it lies.
         manifest: what it says about itself.
-        arrays: by name: ``features`` (n, d) or ``symbols`` (n,) and ``codebook`` (M, d); ``row_id`` (n, L) bytes;
+        arrays: by name: ``features`` (n, d) or ``symbols`` (n,) and ``codebook`` (M, d) or two
+            levels of it; ``row_id`` (n, L) bytes;
             ``pids``, ``camids`` (n,) in the enrolled protocol; ``transform.<name>`` of the public transform.
     """
 
@@ -41,7 +43,11 @@ class Release:
     @property
     def features(self) -> np.ndarray:
         """Released rows (n, d), float32: as stored, or the codebook's rows of the symbols."""
-        return self.arrays["features"] if "features" in self.arrays else self.arrays["codebook"][self.arrays["symbols"]]
+        if "features" in self.arrays:
+            return self.arrays["features"]
+        if "codebook" in self.arrays:
+            return self.arrays["codebook"][self.arrays["symbols"]]
+        return codebook_from_arrays(self.arrays).rows(self.arrays["symbols"]).astype(np.float32)
 
     @property
     def row_ids(self) -> list[str]:

@@ -16,7 +16,7 @@ is the subset selection of Ye and Barg, arXiv 1702.00610.
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +24,12 @@ import torch
 from scipy.special import expit
 
 from ppreid_plugin.dp import arrays
+from ppreid_plugin.dp.codebooks import Codebook, Codewords, as_codebook, checked_rows
 from ppreid_plugin.dp.mechanisms import Mechanism, register_mechanism
 from ppreid_plugin.dp.noise import Generator, ResearchNoise
 
-Codewords: TypeAlias = "npt.ArrayLike | torch.Tensor | None"
-
-_TIE = (
-    2.0**40
-)  # cosines are rounded to this many steps per unit: closer ones are equal, whatever order they are summed in
+# cosines are rounded to this many steps per unit: closer ones are equal, whatever order they are summed in
+_TIE = 2.0**40
 
 
 @register_mechanism("prior_subset")
@@ -45,13 +43,14 @@ class PriorSubset(Mechanism):
         epsilon: budget of one row under *replace* adjacency, > 0; any size, K e^epsilon never overflows.
         delta: None or 0.
         clip_norm: checked and not used, so that a config can switch mechanisms by name alone: cosines know no length.
-        codebook: public codewords, (M, d), M >= 2, finite, none of them zero.
+        codebook: public codewords, (M, d), M >= 2, finite, none of them zero; or a :class:`.codebooks.Codebook`.
         set_size: K, 1 to M - 1. With K = M every symbol would be equally likely for every row, a release of nothing;
             that is refused.
         decoder: public rows that stand for the symbols, (M, d); None: the codewords themselves.
 
     Attributes:
-        codebook, decoder: float64 arrays, read-only.
+        codewords: the :class:`.codebooks.Codebook`.
+        codebook, decoder: float64 arrays (M, d), read-only.
 
     Raises:
         ValueError: a number out of range, or a codebook or decoder of the wrong shape or not finite.
@@ -75,30 +74,48 @@ class PriorSubset(Mechanism):
         epsilon: float,
         delta: float | None = None,
         clip_norm: float = 1.0,
-        codebook: Codewords = None,
+        codebook: Codebook | Codewords | None = None,
         set_size: int = 1,
-        decoder: Codewords = None,
+        decoder: Codewords | None = None,
     ) -> None:
         super().__init__(epsilon, delta, clip_norm)
         if codebook is None:
             raise ValueError(
                 f"mechanism {self.name!r} needs codebook=(M, d), public codewords. Make one with fit_prior."
             )
-        self.codebook = _checked("codebook", codebook)
-        if not np.abs(self.codebook).max(axis=1).all():
-            zero = int(np.flatnonzero(np.abs(self.codebook).max(axis=1) == 0)[0])
-            raise ValueError(f"codebook row {zero} is zero, which is near to nothing. Drop it.")
-        self.decoder = self.codebook if decoder is None else _checked("decoder", decoder)
-        if self.decoder.shape != self.codebook.shape:
+        self.codewords = as_codebook(codebook)
+        self._decoder = None if decoder is None else checked_rows("decoder", decoder)
+        if self._decoder is not None and self._decoder.shape != (len(self.codewords), self.codewords.columns):
             raise ValueError(
-                f"decoder has shape {self.decoder.shape}, must be that of the codebook, {self.codebook.shape}."
+                f"decoder has shape {self._decoder.shape}, must be that of the codebook, "
+                f"{(len(self.codewords), self.codewords.columns)}."
             )
-        self._unit = arrays.directions(torch.tensor(self.codebook))[0]
-        self.set_size = _checked_set_size(set_size, len(self.codebook))
-        inside, outside = math.log(self.set_size) + self.epsilon, math.log(len(self.codebook) - self.set_size)
+        self.set_size = _checked_set_size(set_size, len(self.codewords))
+        inside, outside = math.log(self.set_size) + self.epsilon, math.log(len(self.codewords) - self.set_size)
         self.outside = float(expit(outside - inside))
         log_z = float(np.logaddexp(inside, outside))
         self._probabilities = math.exp(-log_z), math.exp(self.epsilon - log_z)
+
+    @property
+    def codebook(self) -> npt.NDArray[np.float64]:
+        """The codewords as one array, (M, d)."""
+        rows = self.codewords.rows(np.arange(len(self.codewords)))
+        rows.flags.writeable = False
+        return rows
+
+    @property
+    def decoder(self) -> npt.NDArray[np.float64]:
+        """The rows that stand for the symbols, (M, d)."""
+        return self.codebook if self._decoder is None else self._decoder
+
+    @property
+    def decodes_to_codewords(self) -> bool:
+        """Whether each symbol stands for its own codeword."""
+        return self._decoder is None
+
+    def decode(self, symbols: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Return the rows that stand for these symbols: (n,) -> (n, d)."""
+        return self.codewords.rows(symbols) if self._decoder is None else self._decoder[symbols]
 
     def symbols(self, features: np.ndarray | torch.Tensor, *, generator: Generator = None) -> npt.NDArray[np.int64]:
         """Return one random symbol a row: (n, d) -> (n,), 0 to M - 1.
@@ -122,9 +139,8 @@ class PriorSubset(Mechanism):
         """
         rows, _ = arrays.to_rows(features)
         self._require_columns(rows)
-        result = np.empty((len(rows), len(self.codebook)))
-        for span in self._spans(rows):
-            result[span] = np.where(self.sets(rows[span]).cpu().numpy(), self._probabilities[1], self._probabilities[0])
+        result = np.full((len(rows), len(self.codewords)), self._probabilities[0])
+        np.put_along_axis(result, self.members(rows).cpu().numpy(), self._probabilities[1], axis=1)
         return result
 
     def prepare(self, rows: torch.Tensor) -> torch.Tensor:
@@ -133,16 +149,27 @@ class PriorSubset(Mechanism):
 
     def randomize(self, rows: torch.Tensor, noise: ResearchNoise) -> torch.Tensor:
         """Draw symbols and look them up."""
-        decoder = torch.tensor(self.decoder, dtype=rows.dtype, device=rows.device)
-        return decoder[self._draw(rows, noise)]
+        return torch.from_numpy(self.decode(self._draw(rows, noise).cpu().numpy())).to(rows)
+
+    def members(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the symbols of each row's set, ascending: (n, d) -> (n, K), int64."""
+        self._require_columns(rows)
+        result = torch.empty(len(rows), self.set_size, dtype=torch.int64, device=rows.device)
+        for span in self._spans(rows):
+            cosines = self.codewords.cosines(arrays.directions(rows[span].double())[0]).mul_(_TIE).round_()
+            near = torch.topk(cosines, self.set_size, dim=1)
+            least = near.values[:, -1:]
+            tied = (cosines == least).sum(dim=1) != (near.values == least).sum(dim=1)  # some at the edge are left out
+            chosen = near.indices
+            if tied.any():
+                chosen[tied] = _lowest_first(cosines[tied], least[tied], self.set_size)
+            result[span] = chosen.sort(dim=1).values
+        return result
 
     def sets(self, rows: torch.Tensor) -> torch.Tensor:
         """Return which symbols are in each row's set: (n, d) -> (n, M), bool, exactly K true in every row."""
-        cosines = (arrays.directions(rows.double())[0] @ self._unit.to(rows.device).T).mul_(_TIE).round_()
-        least = torch.topk(cosines, self.set_size, dim=1).values[:, -1:]
-        above, ties = cosines > least, cosines == least
-        room = self.set_size - above.sum(dim=1, keepdim=True)
-        return above | (ties & (ties.cumsum(dim=1) <= room))
+        marked = torch.zeros(len(rows), len(self.codewords), dtype=torch.bool, device=rows.device)
+        return marked.scatter_(1, self.members(rows), True)
 
     def describe(self) -> dict[str, Any]:
         """Return what was done: sizes and probabilities; the codebook is an array of its own."""
@@ -150,34 +177,37 @@ class PriorSubset(Mechanism):
             **super().describe(),
             "clip_norm": None,
             "sensitivity": None,
-            "codewords": len(self.codebook),
-            "columns": self.codebook.shape[1],
+            "codewords": len(self.codewords),
+            "columns": self.codewords.columns,
             "set_size": self.set_size,
             "probability_in_set": 1 - self.outside,
         }
 
+    def draw_members(self, members: npt.NDArray[np.int64], noise: ResearchNoise) -> npt.NDArray[np.int64]:
+        """Return one symbol a row, (n,), given the symbols of each row's set, ascending, (n, K)."""
+        count = len(members)
+        outside = noise.uniform(count) <= self.outside
+        sizes = np.where(outside, len(self.codewords) - self.set_size, self.set_size)
+        place = np.clip(np.ceil(noise.uniform(count) * sizes).astype(np.int64) - 1, 0, sizes - 1)
+        inside = np.take_along_axis(members, np.minimum(place, self.set_size - 1)[:, None], axis=1)[:, 0]
+        # the place-th symbol that is not in the set: members up to it push it on
+        before = np.empty(count, dtype=np.int64)
+        for span in arrays.row_chunks(torch.from_numpy(members)):
+            before[span] = (members[span] - np.arange(self.set_size) <= place[span, None]).sum(axis=1)
+        return np.where(outside, place + before, inside)
+
     def _draw(self, rows: torch.Tensor, noise: ResearchNoise) -> torch.Tensor:
-        self._require_columns(rows)
-        drawn = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
-        for span in self._spans(rows):
-            chosen = self.sets(rows[span])
-            outside = torch.from_numpy(noise.uniform(len(chosen)) <= self.outside).to(rows.device)
-            chosen ^= outside[:, None]
-            sizes = torch.where(outside, len(self.codebook) - self.set_size, self.set_size)
-            uniform = torch.from_numpy(noise.uniform(len(chosen))).to(rows.device)
-            place = torch.ceil(uniform * sizes).clamp(min=1).to(torch.int32)  # 1 to the number of candidates
-            places = chosen.cumsum(dim=1, dtype=torch.int32)
-            drawn[span] = torch.searchsorted(places, place[:, None])[:, 0]
-        return drawn
+        drawn = self.draw_members(self.members(rows).cpu().numpy(), noise)
+        return torch.from_numpy(drawn).to(rows.device)
 
     def _spans(self, rows: torch.Tensor) -> list[slice]:
-        step = max(1, 8 * arrays.CHUNK_ELEMENTS // max(self.codebook.shape))
+        step = max(1, 8 * arrays.CHUNK_ELEMENTS // max(len(self.codewords), self.codewords.columns))
         return [slice(start, start + step) for start in range(0, len(rows), step)]
 
     def _require_columns(self, rows: torch.Tensor) -> None:
-        if rows.shape[1] != self.codebook.shape[1]:
+        if rows.shape[1] != self.codewords.columns:
             raise ValueError(
-                f"features have {rows.shape[1]} columns, the codebook has {self.codebook.shape[1]}. "
+                f"features have {rows.shape[1]} columns, the codebook has {self.codewords.columns}. "
                 "Fit it on features of the same model and transform."
             )
 
@@ -203,24 +233,17 @@ class CodebookMechanism(PriorSubset):
         epsilon: float,
         delta: float | None = None,
         clip_norm: float = 1.0,
-        codebook: Codewords = None,
-        decoder: Codewords = None,
+        codebook: Codebook | Codewords | None = None,
+        decoder: Codewords | None = None,
     ) -> None:
         super().__init__(epsilon, delta, clip_norm, codebook, 1, decoder)
 
 
-def _checked(name: str, array: Codewords) -> npt.NDArray[np.float64]:
-    values = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
-    result = np.array(values, dtype=np.float64)
-    if result.ndim != 2 or len(result) < 2 or not result.shape[1]:
-        raise ValueError(f"{name} has shape {result.shape}, must be (M, d) with at least 2 codewords.")
-    if not np.isfinite(result).all():
-        bad = np.flatnonzero(~np.isfinite(result).all(axis=1))
-        raise ValueError(
-            f"{name} rows {', '.join(map(str, bad[:5]))} ({len(bad)} of {len(result)}) hold NaN or infinity."
-        )
-    result.flags.writeable = False
-    return result
+def _lowest_first(cosines: torch.Tensor, least: torch.Tensor, size: int) -> torch.Tensor:
+    """Return the K symbols above ``least``, and of those at it the lowest: (n, M), (n, 1) -> (n, K)."""
+    above, ties = cosines > least, cosines == least
+    room = size - above.sum(dim=1, keepdim=True)
+    return (above | (ties & (ties.cumsum(dim=1) <= room))).nonzero()[:, 1].reshape(-1, size)
 
 
 def _checked_set_size(set_size: object, codewords: int) -> int:

@@ -183,10 +183,20 @@ class Center(PublicTransform):
 def build_transform(name: str, **kwargs: Any) -> PublicTransform:
     """Return the registered transform ``name``, made with ``kwargs``, not fitted yet.
 
+    Args:
+        name: as in YAML; ``NAME:FILE`` for one that is loaded from a file, such as ``head:head.safetensors``.
+        kwargs: further arguments of that transform.
+
     Raises:
-        ValueError: unknown name.
+        FileNotFoundError, ValueError: unknown name, a transform that is not loaded from files, a file that is none.
     """
-    return TRANSFORMS.get(name)(**kwargs)
+    kind, _, path = name.partition(":")
+    entry = TRANSFORMS.get(kind)
+    if not path:
+        return entry(**kwargs)
+    if (load := getattr(entry, "load", None)) is None:
+        raise ValueError(f"transform {kind!r} is fitted, not loaded from a file; leave out ':{path}'.")
+    return cast(PublicTransform, load(path))
 
 
 def transform_from_state(name: str, state: Mapping[str, npt.ArrayLike]) -> PublicTransform:

@@ -41,7 +41,7 @@ def test_decoder_and_cells_against_loops(kind, set_size):
 
 def test_a_mechanism_is_built_from_it_and_ranks_better_with_budget():
     features, pids = training()
-    prior = fit_prior(features, pids, codewords=12, set_size=2)
+    prior = fit_prior(features, pids, codewords=12, set_size=2, min_people=5)
     gallery, _ = training(seed=1)
     unit = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
     scores = []
@@ -64,17 +64,18 @@ def test_seed_and_container_give_the_same_prior():
 def test_small_cells_are_refused_or_merged_or_said_to_be_public():
     features, pids = training()
     with pytest.raises(
-        ValueError, match=r"people_per_cell is [\d.]+ with 60 codewords and set_size 1, must be at least 10"
+        ValueError, match=r"people_behind is [\d.]+ with 60 codewords and set_size 1, must be at least 10"
     ):
         fit_prior(features, pids, codewords=60)
     merged = fit_prior(features, pids, codewords=60, merge=True)
-    assert merged.people_per_cell >= 10
+    assert merged.people_behind >= 10
     assert len(merged.codebook) < 30
-    assert fit_prior(features, pids, codewords=60, set_size=20).people_per_cell >= 10
+    with pytest.raises(ValueError, match="people_behind is .* with 60 codewords and set_size 20"):
+        fit_prior(features, pids, codewords=60, set_size=20)  # large sets do not hide whose mean a codeword is
     public = fit_prior(features, pids, codewords=60, prior_is_public=True)
-    assert public.people_per_cell < 10
+    assert public.people_behind < 10
     assert public.describe()["is_public"] is True
-    with pytest.raises(ValueError, match="people_per_cell is .* must be at least 1000"):
+    with pytest.raises(ValueError, match="people_behind is .* must be at least 1000"):
         fit_prior(features, pids, codewords=60, merge=True, min_people=1000)
 
 
