@@ -30,7 +30,9 @@ from .data.checks import (
 )
 from .data.images import check_files, use_strict_reading
 from .data.validation import hold_out_people
+from .dp.feature_files import model_fingerprint
 from .dp.gallery import DPGallery
+from .dp.stored_gallery import StoredGallery
 from .engine import with_privacy
 from .features import UNSUPPORTED_MODELS
 from .registry import check_arguments, closest
@@ -173,7 +175,17 @@ def build_components(cfg: CfgNode) -> list[Component]:
                     **privacy.adversary.kwargs,
                 )
             )
-    if privacy.gallery.enabled:
+    if privacy.gallery.enabled and privacy.gallery.release:
+        components.append(
+            StoredGallery(
+                privacy.gallery.release,
+                truth=privacy.gallery.truth,
+                model=_weights_fingerprint(cfg),
+                enroll_cameras=privacy.gallery.enroll_cameras,
+                background_pids=privacy.gallery.background_pids,
+            )
+        )
+    elif privacy.gallery.enabled:
         components.extend(
             DPGallery(
                 privacy.gallery.mechanism,
@@ -181,6 +193,10 @@ def build_components(cfg: CfgNode) -> list[Component]:
                 delta=privacy.gallery.delta,
                 clip_norm=privacy.gallery.clip_norm,
                 unit=privacy.gallery.unit,
+                prototype=privacy.gallery.prototype,
+                enroll_cameras=privacy.gallery.enroll_cameras or None,
+                max_rows_per_person=privacy.gallery.max_rows_per_person,
+                query=privacy.gallery.query,
                 transform=privacy.gallery.transform,
                 fit_images=privacy.gallery.fit_images,
                 background_pids=privacy.gallery.background_pids,
@@ -232,6 +248,12 @@ def build_engine(cfg: CfgNode) -> Any:
         cfg.train.start_epoch = resume(engine, cfg.model.resume)
         print(f"Continuing from '{cfg.model.resume}' after epoch {cfg.train.start_epoch}")
     return engine
+
+
+def _weights_fingerprint(cfg: CfgNode) -> str:
+    """Fingerprint of the weights that queries are extracted with; empty if they are not there yet."""
+    weights = cfg.model.resume or cfg.model.load_weights
+    return model_fingerprint(weights) if os.path.isfile(weights) else ""
 
 
 def _check_data(cfg: CfgNode, manager: Any) -> None:

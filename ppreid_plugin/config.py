@@ -36,7 +36,8 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
     "privacy.deid.input": ("feature", "feature_map"),
     "privacy.adversary.input": ("reconstruction", "feature"),
     "privacy.adversary.schedule": ("reversal",),
-    "privacy.gallery.unit": ("image",),
+    "privacy.gallery.unit": ("image", "person"),
+    "privacy.gallery.query": ("clean", "noised"),
 }
 _TRANSFORMS = ("color_jitter", "random_crop", "random_erase", "random_flip", "random_patch")
 _POSITIVE = (
@@ -67,6 +68,7 @@ _NOT_NEGATIVE = (
     "privacy.deid.weight",
     "privacy.adversary.weight",
     "privacy.gallery.fit_images",
+    "privacy.gallery.max_rows_per_person",
     "privacy.validation.seed",
 )
 
@@ -187,6 +189,23 @@ def check_config(cfg: CfgNode) -> None:
         raise ConfigError(
             "data.combineall is True with privacy.gallery.enabled True: the transform would be fitted on the gallery "
             "that is protected, which voids the guarantee. Set data.combineall False."
+        )
+
+    gallery = cfg.privacy.gallery
+    if gallery.enabled and gallery.release and not cfg.test.evaluate:
+        raise ConfigError(
+            f"privacy.gallery.release is '{gallery.release}' while training; a stored release fits the weights that "
+            "made it. Append test.evaluate True."
+        )
+    if gallery.enabled and gallery.release and cfg.test.visrank:
+        raise ConfigError(
+            "test.visrank is True with privacy.gallery.release; a release says of no row which image it is of. Set "
+            "test.visrank False."
+        )
+    if gallery.enabled and gallery.release and len(cfg.data.targets) > 1:
+        raise ConfigError(
+            f"privacy.gallery.release is '{gallery.release}' with {len(cfg.data.targets)} targets; it is the gallery "
+            "of one. Give one target: -t NAME"
         )
 
 

@@ -14,10 +14,21 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from .dp.gallery import DPGallery
+from .dp.protected import ProtectedGallery, ProtectedRows
 from .progress import track
-from .retrieval import EnrolledResult, RankingResult, evaluate_distances, evaluate_enrolled
+from .retrieval import (
+    EnrolledResult,
+    OpenSetResult,
+    RankingResult,
+    evaluate,
+    evaluate_distances,
+    evaluate_enrolled,
+    evaluate_open_set,
+)
 from .toolbox import metrics
+
+FPIRS = (0.01, 0.1)  # false positive identification rates of the open-set figures
+_LEAST_PEOPLE = 8  # a quarter of them calibrates the threshold
 
 
 class FeatureError(ValueError):
@@ -26,61 +37,90 @@ class FeatureError(ValueError):
 
 @dataclass(frozen=True)
 class Extracted:
-    """Features of one set with their labels: features (n, d) on the CPU, pids (n,), camids (n,)."""
+    """Features of one set with their labels: features (n, d) on the CPU, pids (n,), camids (n,).
+
+    ``places`` (n,) are the positions of the rows in the data set; None: all of it, in order.
+    """
 
     features: Tensor
     pids: np.ndarray
     camids: np.ndarray
+    places: np.ndarray | None = None
 
     def with_features(self, features: Tensor) -> Extracted:
         """Return the same rows with other features."""
         return dataclasses.replace(self, features=features)
 
+    def take(self, chosen: np.ndarray) -> Extracted:
+        """Return the rows that ``chosen`` (n,), bool, marks."""
+        places = np.arange(len(self.pids)) if self.places is None else self.places
+        return Extracted(
+            self.features[torch.from_numpy(chosen)], self.pids[chosen], self.camids[chosen], places[chosen]
+        )
+
 
 @dataclass
 class ProtectedResult:
-    """Figures of one protected gallery, in both protocols.
+    """Figures of one protected gallery, in both protocols, and of the same rows unprotected.
 
     Attributes:
         anonymous: every row an unlabeled image (torchreid's protocol).
         enrolled: rows carry a pid, one template a person; None where no query has a template.
-        clean_enrolled: the same of the unprotected gallery.
+        open_set: the enrolled protocol with people who are not listed; None as ``enrolled``.
+        clean_anonymous: of the clean rows of the same units, in the person unit and with a limit of rows; None where
+            these are the whole gallery.
+        clean_enrolled, clean_open_set: the same of the unprotected gallery.
         person_epsilon: person-level epsilon at the median and at the largest number of rows a person.
-        description: mechanism and parameters (`DPGallery.describe`).
+        description: mechanism and parameters (`ProtectedGallery.describe`).
     """
 
     anonymous: RankingResult
     enrolled: EnrolledResult | None
+    open_set: OpenSetResult | None
+    clean_anonymous: RankingResult | None
     clean_enrolled: EnrolledResult | None
+    clean_open_set: OpenSetResult | None
     person_epsilon: tuple[float, float]
     description: dict[str, Any]
 
     def table(self, name: str, clean: RankingResult) -> str:
-        """A table in percent: clean and protected, both protocols, epsilon beside each protected row."""
-        epsilon = self.description["epsilon"]
-        image = "none: not protected" if epsilon is None else f"{epsilon:g} an image"
+        """A table in percent: clean and protected, both protocols, epsilon beside each protected row.
+
+        Args:
+            name: of the target.
+            clean: figures of the whole clean gallery.
+        """
+        epsilon, unit = self.description["epsilon"], self.description["unit"]
+        cost = (
+            "none: not protected" if epsilon is None else f"{epsilon:g} {'an image' if unit == 'image' else 'a person'}"
+        )
+        clean = self.clean_anonymous or clean
         rows = [
-            ["anonymous", "clean", clean.rank1, clean.mAP, clean.mINP, "-"],
-            ["anonymous", "protected", self.anonymous.rank1, self.anonymous.mAP, self.anonymous.mINP, image],
+            ["anonymous", "clean", clean.rank1, clean.mAP, clean.mINP, None, None, "-"],
+            ["anonymous", "protected", self.anonymous.rank1, self.anonymous.mAP, self.anonymous.mINP, None, None, cost],
         ]
         if self.enrolled is not None and self.clean_enrolled is not None:
             median, largest = self.enrolled.rows_median, self.enrolled.rows_largest
-            person = (
-                f"{image}; a person: {self.person_epsilon[0]:.3g} at {median:g} rows (median), "
-                f"{self.person_epsilon[1]:.3g} at {largest} (largest)"
-            )
-            rows += [
-                ["enrolled", "clean", self.clean_enrolled.rank1, self.clean_enrolled.mrr, None, "-"],
-                ["enrolled", "protected", self.enrolled.rank1, self.enrolled.mrr, None, person],
-            ]
-        shown = [[p, g, *(None if f is None else f"{f:.1%}" for f in figures), e] for p, g, *figures, e in rows]
-        headers = ["protocol", "gallery", "rank-1", "mAP", "mINP", "epsilon"]
-        return f"{name}:\n" + tabulate(shown, headers=headers, missingval="-", disable_numparse=True)
+            person = cost
+            if unit == "image":
+                person = (
+                    f"{cost}; a person: {self.person_epsilon[0]:.3g} at {median:g} rows (median), "
+                    f"{self.person_epsilon[1]:.3g} at {largest} (largest)"
+                )
+            for kind, enrolled, open_set, shown in (
+                ("clean", self.clean_enrolled, self.clean_open_set, "-"),
+                ("protected", self.enrolled, self.open_set, person),
+            ):
+                rates = [None] * len(FPIRS) if open_set is None else [point.tpir for point in open_set.points]
+                rows.append(["enrolled", kind, enrolled.rank1, enrolled.mrr, None, *rates, shown])
+        percent = [[p, g, *(None if f is None else f"{f:.1%}" for f in figures), e] for p, g, *figures, e in rows]
+        headers = ["protocol", "gallery", "rank-1", "mAP", "mINP", *(f"TPIR@{rate:.0%}" for rate in FPIRS), "epsilon"]
+        return f"{name}:\n" + tabulate(percent, headers=headers, missingval="-", disable_numparse=True)
 
 
 @dataclass
 class TargetResult:
-    """Figures of one target: the clean gallery, and the protected one of each `DPGallery`, in order."""
+    """Figures of one target: the clean gallery, and the protected one of each `ProtectedGallery`, in order."""
 
     clean: RankingResult
     protected: list[ProtectedResult] = field(default_factory=list)
@@ -174,40 +214,139 @@ def exact_ranking(*, exclude_same_camera: bool = True, max_rank: int = 50) -> It
         metrics.evaluate_rank = original
 
 
+def protected_sets(
+    gallery: ProtectedGallery, clean: dict[str, Extracted]
+) -> tuple[dict[str, Extracted], dict[str, Extracted]]:
+    """Return query and gallery as they are matched under ``gallery``, and the clean ones to compare them with.
+
+    The clean ones are the sets as they are where the protected rows are the whole gallery; else the clean rows of the
+    same units, with the same queries.
+    """
+    query, rows = clean["query"], clean["gallery"]
+    released = gallery.protect_rows(rows.features, rows.pids, rows.camids)
+    counted = gallery.queried(query.camids)
+    matched = query.take(counted)
+    matched = matched.with_features(gallery.transform_query(matched.features).float())
+    protected = {"query": matched, "gallery": _as_extracted(released)}
+    if gallery.is_whole_gallery:
+        return protected, clean
+    return protected, {
+        "query": query.take(counted),
+        "gallery": _as_extracted(gallery.clean_rows(rows.features, rows.pids, rows.camids)),
+    }
+
+
 def protected_result(
-    gallery: DPGallery,
+    gallery: ProtectedGallery,
     clean: dict[str, Extracted],
     protected: dict[str, Extracted],
+    baseline: dict[str, Extracted],
     anonymous: RankingResult,
     *,
     exclude_same_camera: bool,
 ) -> ProtectedResult:
-    """Compute the enrolled protocol for the clean and the protected gallery and gather both protocols' figures."""
-    enrolled = _enrolled(protected, gallery.background_pids, exclude_same_camera)
+    """Compute the enrolled protocol, closed and open, for the clean and the protected gallery and gather all figures.
+
+    Args:
+        gallery: the component.
+        clean: query and gallery as extracted.
+        protected: query and gallery as they are matched, from `protected_sets`.
+        baseline: the clean ones they are compared with, from there too.
+        anonymous: figures of the protected gallery in torchreid's protocol.
+        exclude_same_camera: as in the evaluation.
+    """
+    arguments = (gallery.background_pids, exclude_same_camera)
+    enrolled = _enrolled(protected, *arguments)
+    transformed = (
+        not gallery.is_whole_gallery
+    )  # then the clean rows went through the public transform, and queries must
+    if transformed:
+        matched = baseline["query"]
+        baseline = {**baseline, "query": matched.with_features(gallery.transform_query(matched.features).float())}
+    background = _background(gallery, clean["gallery"], transformed=transformed)
+    clean_enrolled = _enrolled(baseline, *arguments)
     rows = (enrolled.rows_median, enrolled.rows_largest) if enrolled is not None else (1, 1)
     return ProtectedResult(
         anonymous=anonymous,
         enrolled=enrolled,
-        clean_enrolled=_enrolled(clean, gallery.background_pids, exclude_same_camera),
+        open_set=open_set_figures(gallery, clean["gallery"], protected, exclude_same_camera=exclude_same_camera),
+        clean_anonymous=_anonymous(baseline, exclude_same_camera) if transformed else None,
+        clean_enrolled=clean_enrolled,
+        clean_open_set=None if clean_enrolled is None else _open_set(baseline, background, *arguments),
         person_epsilon=(gallery.person_level_epsilon(rows[0]), gallery.person_level_epsilon(rows[1])),
         description=gallery.describe(),
     )
 
 
+def _as_extracted(rows: ProtectedRows) -> Extracted:
+    return Extracted(rows.features.float(), rows.pids, rows.camids, rows.places)
+
+
+def _anonymous(sets: dict[str, Extracted], exclude_same_camera: bool) -> RankingResult:
+    protocol = "market1501" if exclude_same_camera else "all"
+    return evaluate(*_rows(sets), metric="cosine", protocol=protocol)
+
+
+def open_set_figures(
+    gallery: ProtectedGallery,
+    clean: Extracted,
+    protected: dict[str, Extracted],
+    *,
+    exclude_same_camera: bool = True,
+) -> OpenSetResult | None:
+    """Return the open-set figures of a protected gallery; background rows of the clean one are strangers to the list.
+
+    Args:
+        gallery: the component.
+        clean: gallery as extracted.
+        protected: from `protected_sets`.
+        exclude_same_camera: as in the evaluation.
+
+    Returns:
+        None with fewer than eight people, or where no query has a template.
+    """
+    if not _known(protected, gallery.background_pids):
+        return None
+    background = _background(gallery, clean, transformed=True)
+    return _open_set(protected, background, gallery.background_pids, exclude_same_camera)
+
+
+def _known(sets: dict[str, Extracted], background_pids: Sequence[int]) -> set[int]:
+    """Return the people of the gallery whom queries show."""
+    known = set(sets["gallery"].pids.tolist()) - set(background_pids)
+    return known & set(sets["query"].pids.tolist())
+
+
+def _background(gallery: ProtectedGallery, clean: Extracted, *, transformed: bool) -> Extracted:
+    background = clean.take(np.isin(clean.pids, list(gallery.background_pids)))
+    if not transformed:
+        return background
+    return background.with_features(gallery.transform_query(background.features).float())
+
+
 def _enrolled(
     sets: dict[str, Extracted], background_pids: Sequence[int], exclude_same_camera: bool
 ) -> EnrolledResult | None:
-    query, gallery = sets["query"], sets["gallery"]
-    known = set(gallery.pids.tolist()) - set(background_pids)
-    if not known & set(query.pids.tolist()):
+    if not _known(sets, background_pids):
         return None
-    return evaluate_enrolled(
-        query.features,
-        gallery.features,
-        query.pids,
-        gallery.pids,
-        query.camids,
-        gallery.camids,
+    return evaluate_enrolled(*_rows(sets), background_pids=background_pids, exclude_same_camera=exclude_same_camera)
+
+
+def _open_set(
+    sets: dict[str, Extracted], background: Extracted, background_pids: Sequence[int], exclude_same_camera: bool
+) -> OpenSetResult | None:
+    if len(set(sets["gallery"].pids.tolist()) - set(background_pids)) < _LEAST_PEOPLE:
+        return None
+    return evaluate_open_set(
+        *_rows(sets),
+        background_features=background.features if len(background.pids) else None,
+        background_camids=background.camids if len(background.pids) else None,
         background_pids=background_pids,
         exclude_same_camera=exclude_same_camera,
+        fpirs=FPIRS,
     )
+
+
+def _rows(sets: dict[str, Extracted]) -> tuple[Any, ...]:
+    query, gallery = sets["query"], sets["gallery"]
+    return query.features, gallery.features, query.pids, gallery.pids, query.camids, gallery.camids

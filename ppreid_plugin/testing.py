@@ -6,13 +6,22 @@ import inspect
 import os
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from .autocast import model_autocast
 from .components import Component
 from .data.validation import training_set_for_features
-from .dp.gallery import DPGallery
-from .evaluation import Extracted, TargetResult, exact_ranking, extract, light_loader, protected_result
+from .dp.protected import ProtectedGallery
+from .evaluation import (
+    Extracted,
+    TargetResult,
+    exact_ranking,
+    extract,
+    light_loader,
+    protected_result,
+    protected_sets,
+)
 
 
 class EvaluationMixin:
@@ -28,9 +37,9 @@ class EvaluationMixin:
     _replaying: bool
 
     @property
-    def galleries(self) -> list[DPGallery]:
-        """The DP galleries among the components: several budgets or mechanisms are evaluated in one pass."""
-        return [component for component in self.components if isinstance(component, DPGallery)]
+    def galleries(self) -> list[ProtectedGallery]:
+        """The protected galleries among the components: several budgets or mechanisms are evaluated in one pass."""
+        return [component for component in self.components if isinstance(component, ProtectedGallery)]
 
     def parse_data_for_eval(self, data: Any) -> Any:
         """Parse as torchreid does; features that are evaluated again pass as they are."""
@@ -45,7 +54,7 @@ class EvaluationMixin:
         return super().extract_features(input)  # type: ignore[misc]
 
     def test(self, *args: Any, **kwargs: Any) -> float:
-        """Evaluate all targets as torchreid does, and beside them the protected gallery of each `DPGallery`.
+        """Evaluate all targets as torchreid does, and beside them each `ProtectedGallery`.
 
         Each image is extracted once. `results` holds all figures; the research noise of the protected gallery is the
         same draw at each call.
@@ -80,8 +89,12 @@ class EvaluationMixin:
 
     def _replay(self, sets: dict[str, dict[str, Extracted]], options: dict[str, Any]) -> tuple[float, list[Any]]:
         """Run torchreid's own ``test`` on features that are there already, with exact ranking in place of its own."""
-        loaders = self.test_loader
+        loaders, datasets = self.test_loader, self.datamanager.test_dataset
         self.test_loader = {name: {r: [light_loader(s)] for r, s in roles.items()} for name, roles in sets.items()}
+        self.datamanager.test_dataset = {  # torchreid draws ranked pictures from it
+            name: {role: _items(datasets[name][role], s.places) for role, s in roles.items()}
+            for name, roles in sets.items()
+        }
         self._replaying = True
         try:
             max_rank = max(50, *options["ranks"])
@@ -89,24 +102,19 @@ class EvaluationMixin:
                 rank1 = super().test(**options)  # type: ignore[misc]
         finally:
             self._replaying = False
-            self.test_loader = loaders
+            self.test_loader, self.datamanager.test_dataset = loaders, datasets
         return float(rank1), rankings
 
     def _test_protected(
         self,
-        gallery: DPGallery,
+        gallery: ProtectedGallery,
         sets: dict[str, dict[str, Extracted]],
         train: Extracted | None,
         options: dict[str, Any],
     ) -> None:
         gallery.fit(None if train is None else train.features, None if train is None else train.pids)
-        protected = {
-            name: {
-                "query": roles["query"].with_features(gallery.transform(roles["query"].features)),
-                "gallery": roles["gallery"].with_features(gallery.protect(roles["gallery"].features)),
-            }
-            for name, roles in sets.items()
-        }
+        made = {name: protected_sets(gallery, roles) for name, roles in sets.items()}
+        protected = {name: matched for name, (matched, _) in made.items()}
         print(gallery.banner())
         writer, self.writer = self.writer, None
         save_dir = os.path.join(options["save_dir"], "protected", gallery.label)
@@ -116,10 +124,16 @@ class EvaluationMixin:
         finally:
             self.writer = writer
         for (name, roles), ranking in zip(protected.items(), rankings, strict=True):
-            result = protected_result(gallery, sets[name], roles, ranking, exclude_same_camera=self.exclude_same_camera)
+            result = protected_result(
+                gallery, sets[name], roles, made[name][1], ranking, exclude_same_camera=self.exclude_same_camera
+            )
             self.results[name].protected.append(result)
             print(result.table(name, self.results[name].clean))
             if self.writer is not None:
                 tag = f"Test/{name}/{gallery.label}"
                 self.writer.add_scalar(f"{tag}/rank1", ranking.rank1, self.epoch)
                 self.writer.add_scalar(f"{tag}/mAP", ranking.mAP, self.epoch)
+
+
+def _items(items: list[Any], places: np.ndarray | None) -> list[Any]:
+    return items if places is None else [items[place] for place in places if place >= 0]

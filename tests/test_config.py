@@ -98,7 +98,7 @@ def test_the_defaults_enable_nothing_private():
         (["loss.name", "triplet", "train.fixbase_epoch", "5"], "train.fixbase_epoch is 5 with loss.triplet.weight_x 0"),
         (["test.visrank", "True"], "only with test.evaluate True"),
         (["test.ranks", "[0]"], r"test.ranks is \[0\]"),
-        (["privacy.gallery.unit", "person"], "privacy.gallery.unit is 'person'; allowed: image"),
+        (["privacy.gallery.unit", "people"], "privacy.gallery.unit is 'people'; allowed: image, person"),
         (["privacy.adversary.schedule", "reverse"], "schedule is 'reverse'; allowed: reversal"),
     ],
 )

@@ -1,12 +1,16 @@
 """The DP gallery component: what the engine's evaluation does to gallery features (stage 2).
 
 Rows are normalized, put through a public transform that was fitted on the training split, normalized, passed through
-the mechanism, and normalized again. Queries take the same way without the mechanism. Matching is by cosine. A mechanism
-with a codebook has it fitted on the training split, too.
+the mechanism, and normalized again. Queries take the same way without the mechanism (or with it, if they are to be
+protected too). Matching is by cosine. A mechanism with a codebook has it fitted on the training split.
+
+In the *person* unit epsilon is what all rows of a person cost together. They are enrolled from some cameras and looked
+for in the others: as one prototype a person, the normalized mean of his rows, or as his rows at an equal share each.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,19 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..components import Component
 from ..registry import check_arguments
-from .calibration import person_level_epsilon
+from .calibration import gaussian_epsilon, person_level_epsilon
 from .mechanisms import MECHANISMS, Mechanism, build_mechanism
 from .prior import Prior, fit_prior
+from .protected import ProtectedGallery, ProtectedRows, clean_units, unit_rows
 from .transforms import build_transform
+from .units import UNITS, Unit
 
-_UNITS = ("image",)
+QUERIES = ("clean", "noised")
 
 
-class DPGallery(Component):
+class DPGallery(ProtectedGallery):
     """Protects gallery features under a budget, with *research noise*: seeded, the same draw at each evaluation.
 
     Nothing that this component makes is a release: a release draws its noise from the operating system, once.
@@ -37,10 +41,18 @@ class DPGallery(Component):
         epsilon: budget of one unit under replace adjacency, > 0.
         delta: failure probability; None lets the mechanism choose (1e-5 if it is approximate, 0 if it is pure).
         clip_norm: bound C on a row's L2 norm; rows have length 1 when they reach the mechanism.
-        unit: ``image``: one gallery row (one tracklet for video).
-        transform: registered public transform, fitted on the training split only.
+        unit: ``image``: one gallery row (one tracklet for video). ``person``: all rows of a pid together; background
+            rows stay units of their own.
+        prototype: person unit: release one row a person, the mean of his rows; False releases his rows, each at an
+            equal share of epsilon (of mu for the Gaussian mechanism).
+        enroll_cameras: person unit: camids that people are enrolled from; queries of the others are matched. None: the
+            first half of the gallery's cameras.
+        max_rows_per_person: rows of one person that are used, spread over his cameras; 0: all.
+        transform: registered public transform, fitted on the training split only; ``NAME:FILE`` for a loaded one.
         fit_images: training images that transform and codebook are fitted on (0: all).
         background_pids: pids that are no person.
+        query: ``clean``: queries are matched as they are. ``noised``: each goes through the mechanism too, a unit of
+            its own at the same epsilon.
         seed: seed of the research noise.
         options: further arguments of the mechanism; of `fit_prior` too (``codewords``, ``set_size``, ``kind``,
             ``min_people``, ``prior_is_public``, ...) where the mechanism takes a codebook and none is given.
@@ -48,9 +60,6 @@ class DPGallery(Component):
     Raises:
         ValueError: epsilon, delta, unit or a name out of range, an argument that nothing takes.
     """
-
-    name = "dp_gallery"
-    in_training = False
 
     def __init__(
         self,
@@ -60,14 +69,23 @@ class DPGallery(Component):
         delta: float | None = None,
         clip_norm: float = 1.0,
         unit: str = "image",
+        prototype: bool = True,
+        enroll_cameras: Sequence[int] | None = None,
+        max_rows_per_person: int = 0,
         transform: str = "center",
         fit_images: int = 0,
         background_pids: Sequence[int] = (0,),
+        query: str = "clean",
         seed: int = 1,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        if unit not in _UNITS:
-            raise ValueError(f"privacy.gallery.unit is {unit!r}; allowed: {', '.join(_UNITS)}.")
+        for key, value, allowed in (("unit", unit, UNITS), ("query", query, QUERIES)):
+            if value not in allowed:
+                raise ValueError(f"privacy.gallery.{key} is {value!r}; allowed: {', '.join(allowed)}.")
+        if isinstance(max_rows_per_person, bool) or not isinstance(max_rows_per_person, int) or max_rows_per_person < 0:
+            raise ValueError(
+                f"privacy.gallery.max_rows_per_person is {max_rows_per_person!r}, must be a whole number >= 0 (0: all)."
+            )
         options = dict(options or {})
         self._budget: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "clip_norm": clip_norm}
         self._mechanism_name = mechanism
@@ -76,23 +94,29 @@ class DPGallery(Component):
         takers: list[Callable[..., Any]] = [entry, fit_prior] if "codebook" in self._own_arguments else [entry]
         check_arguments(options, takers, key="privacy.gallery.kwargs")
         self.fits_prior = "codebook" in self._own_arguments and "codebook" not in options
-        self._prior_options: dict[str, Any] = {}
+        self.prior_options: dict[str, Any] = {}
+        self._options = options
         if self.fits_prior:
-            self._prior_options = {"seed": seed, **options}
+            self.prior_options = {"seed": seed, **options}
             if "codewords" not in options:
                 raise ValueError(
                     f"mechanism '{mechanism}' needs a codebook: its size is missing. Append for example: "
                     "privacy.gallery.kwargs.codewords 1024 privacy.gallery.kwargs.set_size 4"
                 )
             # of the right kind and budget, so that errors come before training; `fit` makes the one that is used
-            options = {"codebook": np.eye(2)}
-        self._mechanism: Mechanism = build_mechanism(mechanism, **self._budget, **options)
+            self._options = {"codebook": np.eye(2)}
+        self._mechanism: Mechanism = build_mechanism(mechanism, **self._budget, **self._options)
         self._ready = not self.fits_prior
         self.prior: Prior | None = None
+        self.transform_name = transform
         self.public_transform = build_transform(transform)
         self.unit = unit
+        self.prototype = prototype
+        self.enroll_cameras = None if enroll_cameras is None else tuple(enroll_cameras)
+        self.max_rows_per_person = max_rows_per_person
         self.fit_images = fit_images
         self.background_pids = tuple(background_pids)
+        self.query = query
         self.seed = seed
 
     @property
@@ -130,34 +154,90 @@ class DPGallery(Component):
         if self.fits_prior:
             if train_pids is None:
                 raise ValueError("a codebook needs the pids of the training rows, to count the people in its cells.")
-            self.prior = fit_prior(self.transform(train_features), train_pids, **self._prior_options)
-            taken = {key: value for key, value in self.prior.options().items() if key in self._own_arguments}
-            self._mechanism = build_mechanism(self._mechanism_name, **self._budget, **taken)
-            self._ready = True
+            self.use_prior(fit_prior(self.transform(train_features), train_pids, **self.prior_options))
         return self
 
+    def use_prior(self, prior: Prior) -> None:
+        """Take a prior that was fitted elsewhere, on training rows that went through the same transform."""
+        self.prior = prior
+        self._options = {key: value for key, value in prior.options().items() if key in self._own_arguments}
+        self._mechanism = build_mechanism(self._mechanism_name, **self._budget, **self._options)
+        self._ready = True
+
     def transform(self, features: Tensor) -> Tensor:
-        """Put rows (n, d) through the public transform, normalized before and after; no noise (the query's way)."""
-        return _unit_rows(self.public_transform.transform(_unit_rows(features)))
+        """Put rows (n, d) through the public transform, normalized before and after; no noise (a clean query's way)."""
+        return unit_rows(self.public_transform.transform(unit_rows(features)))
 
     def protect(self, features: Tensor) -> Tensor:
         """Return protected unit-length rows (n, d): transform, mechanism (research noise), normalization."""
-        generator = np.random.default_rng(self.seed)
-        noised = self.mechanism.privatize(self.transform(features), generator=generator)
-        return _unit_rows(noised)
+        mechanism = self.mechanism
+        return self._noised(self.transform(features), mechanism, np.random.default_rng(self.seed))
+
+    def transform_query(self, features: Tensor) -> Tensor:
+        """Return query rows (n, d) as they are matched."""
+        rows = self.transform(features)
+        if self.query == "clean":
+            return rows
+        return self._noised(rows, self.mechanism, np.random.default_rng([self.seed, 1]))  # not the gallery's draw
+
+    def protect_rows(self, features: Tensor, pids: np.ndarray, camids: np.ndarray) -> ProtectedRows:
+        """Return the protected gallery (research noise), one row a unit, or a person's rows at a share each."""
+        return self._released(features, pids, camids, noised=True)
+
+    def clean_rows(self, features: Tensor, pids: np.ndarray, camids: np.ndarray) -> ProtectedRows:
+        """Return the same rows without noise: what the protected figures are compared with."""
+        return self._released(features, pids, camids, noised=False)
+
+    @property
+    def is_whole_gallery(self) -> bool:
+        """Whether the protected rows are those of the clean gallery, one for one and in their order."""
+        return self.unit == "image" and not self.max_rows_per_person
+
+    def queried(self, camids: np.ndarray) -> np.ndarray:
+        """Return which queries are counted: in the person unit those of cameras that nobody was enrolled from.
+
+        Where all cameras enroll (there is one only), all queries are.
+        """
+        if self.unit == "image" or self.enroll_cameras is None:
+            return super().queried(camids)
+        others = ~np.isin(camids, self.enroll_cameras)
+        return others if others.any() else super().queried(camids)
 
     def person_level_epsilon(self, rows: float) -> float:
         """Epsilon of a person with that many rows (rounded up), at the mechanism's delta."""
+        if self.unit == "person":
+            return self.mechanism.epsilon
         return person_level_epsilon(self.mechanism, max(1, math.ceil(rows)))
+
+    def share(self, rows: int) -> Mechanism:
+        """Return the mechanism for each of ``rows`` rows of a person, so that they cost epsilon and delta together."""
+        whole = self.mechanism
+        if rows == 1 or math.isinf(whole.epsilon):
+            return whole
+        epsilon, delta = whole.epsilon / rows, whole.delta / rows or None
+        if whole.sigma is not None:
+            epsilon = gaussian_epsilon(math.sqrt(rows) * whole.sigma, whole.delta, whole.sensitivity)
+            delta = whole.delta
+        if epsilon == 0:
+            raise ValueError(
+                f"privacy.gallery.epsilon {whole.epsilon:g} over {rows} rows of a person leaves nothing for each. Set "
+                "privacy.gallery.max_rows_per_person lower, or privacy.gallery.prototype True."
+            )
+        budget = {**self._budget, "epsilon": epsilon, "delta": delta}
+        return build_mechanism(self._mechanism_name, **budget, **self._options)
 
     def describe(self) -> dict[str, Any]:
         """Mechanism, transform, unit and noise source, JSON-ready."""
+        person = {"prototype": self.prototype, "enroll_cameras": self.enroll_cameras}
         return {
             **self.mechanism.describe(),
             "unit": self.unit,
+            **(person if self.unit == "person" else {}),
+            "max_rows_per_person": self.max_rows_per_person,
             "adjacency": "replace",
             "transform": self.public_transform.describe(),
             "prior": None if self.prior is None else self.prior.describe(),
+            "query": self.query,
             "noise": "research",
         }
 
@@ -175,7 +255,43 @@ class DPGallery(Component):
             f"Research noise (seed {self.seed}, the same draw each time): for figures only, not a release."
         )
 
+    def _released(self, features: Tensor, pids: np.ndarray, camids: np.ndarray, *, noised: bool) -> ProtectedRows:
+        if self.unit == "person" and self.enroll_cameras is None:
+            seen = np.unique(camids)
+            self.enroll_cameras = tuple(int(camid) for camid in seen[: max(1, len(seen) // 2)])
+        cameras = (self.enroll_cameras or ()) if self.unit == "person" else ()
+        if cameras and not np.isin(camids, cameras).any():
+            raise ValueError(
+                f"privacy.gallery.enroll_cameras is {list(cameras)}, and the gallery has no row of them; its cameras: "
+                f"{np.unique(camids).tolist()}."
+            )
+        clean, units = clean_units(
+            self.transform(features),
+            pids,
+            camids,
+            unit="person" if self.unit == "person" and self.prototype else "image",
+            cameras=cameras,
+            max_rows_per_person=self.max_rows_per_person,
+            background_pids=self.background_pids,
+        )
+        if not noised:
+            return clean
+        return dataclasses.replace(clean, features=self._noised_units(clean.features, units))
 
-def _unit_rows(features: Tensor) -> Tensor:
-    """Scale rows (n, d) to length 1, in float64; zero rows stay zero."""
-    return F.normalize(torch.as_tensor(features, dtype=torch.float64), dim=1, eps=1e-300)
+    def _noised_units(self, rows: Tensor, units: Sequence[Unit]) -> Tensor:
+        generator = np.random.default_rng(self.seed)
+        if self.unit == "image" or self.prototype:
+            return self._noised(rows, self.mechanism, generator)
+        pids = np.array([unit.pid for unit in units])
+        people, person, counts = np.unique(pids, return_inverse=True, return_counts=True)
+        counts[np.isin(people, self.background_pids)] = 1
+        shared = counts[person]
+        result = torch.empty_like(rows)
+        for count in np.unique(shared):
+            here = torch.from_numpy(shared == count)
+            result[here] = self._noised(rows[here], self.share(int(count)), generator)
+        return result
+
+    @staticmethod
+    def _noised(rows: Tensor, mechanism: Mechanism, generator: np.random.Generator) -> Tensor:
+        return unit_rows(mechanism.privatize(rows, generator=generator))

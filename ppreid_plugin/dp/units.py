@@ -6,6 +6,7 @@ one person (the person unit).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -93,35 +94,44 @@ def select_rows(
     background_pids: Collection[int] = (0,),
     max_rows_per_person: int = 0,
     opt_out: Collection[int] = (),
+    cameras: Collection[int] = (),
 ) -> GalleryRows:
     """Return the rows to release, sorted by row id: without junk, people who opted out, and rows above the limit.
 
     Args:
         gallery: all rows.
         background_pids: pids that are no person; no limit holds for them.
-        max_rows_per_person: rows of one pid that are kept, the first by row id; 0 keeps all.
+        max_rows_per_person: rows of one pid that are kept: the first of each of his cameras by row id, then the second
+            of each, and so on; 0 keeps all.
         opt_out: pids to leave out.
+        cameras: camids whose rows go in; none: all.
 
     Raises:
         ValueError: nothing is left, or a limit below 0.
     """
     if isinstance(max_rows_per_person, bool) or not isinstance(max_rows_per_person, int) or max_rows_per_person < 0:
         raise ValueError(f"max_rows_per_person is {max_rows_per_person!r}, must be a whole number >= 0 (0: no limit).")
+    people: dict[int, list[tuple[int, int]]] = {}
     kept: list[int] = []
-    count: dict[int, int] = {}
-    for index in sorted(range(len(gallery)), key=lambda index: gallery.row_ids[index]):
-        pid = int(gallery.pids[index])
-        if pid == JUNK_PID or pid in opt_out:
+    of_camera: Counter[tuple[int, int]] = Counter()
+    by_id = sorted(range(len(gallery)), key=lambda index: gallery.row_ids[index])
+    for place, index in enumerate(by_id):
+        pid, camid = int(gallery.pids[index]), int(gallery.camids[index])
+        if pid == JUNK_PID or pid in opt_out or (cameras and camid not in cameras):
             continue
-        count[pid] = count.get(pid, 0) + 1
-        if pid in background_pids or not max_rows_per_person or count[pid] <= max_rows_per_person:
-            kept.append(index)
+        if pid in background_pids or not max_rows_per_person:
+            kept.append(place)
+        else:
+            people.setdefault(pid, []).append((of_camera[pid, camid], place))
+            of_camera[pid, camid] += 1
+    for rows in people.values():
+        kept.extend(place for _, place in sorted(rows)[:max_rows_per_person])
     if not kept:
         raise ValueError(
-            f"none of {len(gallery)} rows is left to release: all are junk (pid {JUNK_PID}) or opted out. "
-            "Check the pids."
+            f"none of {len(gallery)} rows is left to release: all are junk (pid {JUNK_PID}), opted out, or of other "
+            "cameras. Check pids and camids."
         )
-    return gallery.take(np.asarray(kept, dtype=np.int64))
+    return gallery.take(np.asarray([by_id[place] for place in sorted(kept)], dtype=np.int64))
 
 
 def group_units(gallery: GalleryRows, unit: str, background_pids: Collection[int] = (0,)) -> list[Unit]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _PERPLEXITY = 15.0
+# color-blind-safe (Okabe and Ito 2008), with a marker each
+_STYLES = list(zip(("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "os^Dvx", strict=True))
 
 
 def image_rows(rows: Mapping[str, Tensor], path: str | Path, *, height_px: int = 192) -> None:
@@ -77,6 +81,55 @@ def tsne_maps(
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def budget_curves(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Write rank-1 (and mAP of the anonymous protocol) over epsilon, one panel a unit and protocol.
+
+    A line is a mechanism's mean over the seeds; the dashed line is the bound on rank-1 where one holds.
+
+    Args:
+        rows: of a sweep.
+        path: picture to write.
+
+    Raises:
+        ValueError: no rows.
+    """
+    panels = list(dict.fromkeys((row["unit"], row["protocol"]) for row in rows))
+    if not panels:
+        raise ValueError("there are no rows to draw. Sweep at least one mechanism and budget.")
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.8), squeeze=False)
+    for axis, (unit, protocol) in zip(axes[0], panels, strict=True):
+        here = [row for row in rows if (row["unit"], row["protocol"]) == (unit, protocol)]
+        metric, name = ("mAP", "mAP") if protocol == "anonymous" else ("rank1", "rank-1")
+        chosen = here[0]["chosen_on"] != "nothing"
+        lines: dict[str, dict[float, list[float]]] = {}
+        for row in here:
+            small = " (small cells, public prior)" if row["prior_is_public"] else ""
+            line = f"chosen on validation people{small}" if chosen else _line_name(row)
+            lines.setdefault(line, {}).setdefault(row["epsilon"], []).append(100 * row[metric])
+        for (line, values), (color, marker) in zip(lines.items(), itertools.cycle(_STYLES), strict=False):
+            epsilons = sorted(values)
+            means = [np.mean(values[epsilon]) for epsilon in epsilons]
+            axis.plot(epsilons, means, color=color, marker=marker, markersize=4, label=line)
+        bounds = {row["epsilon"]: 100 * row["bound"] for row in here if row["bound"] is not None}
+        if bounds:
+            axis.plot(*zip(*sorted(bounds.items()), strict=True), "k--", linewidth=1, label="bound on rank-1")
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel(f"epsilon of one {unit}")
+        axis.set_ylabel(f"{name} (%)")
+        axis.set_title(f"{unit} unit, {protocol}", fontsize=10)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=6)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _line_name(row: Mapping[str, Any]) -> str:
+    options = ", ".join(f"{key} {value}" for key, value in row["params"].items())
+    return f"{row['mechanism']} {options}".strip()
 
 
 def load_images(paths: list[str], height: int, width: int) -> Tensor:

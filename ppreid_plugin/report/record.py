@@ -25,7 +25,10 @@ def result_to_dict(result: TargetResult) -> dict[str, Any]:
             {
                 "anonymous": _ranking(protected.anonymous),
                 "enrolled": _enrolled(protected.enrolled),
+                "open_set": _open_set(protected.open_set),
+                "clean_anonymous": None if protected.clean_anonymous is None else _ranking(protected.clean_anonymous),
                 "clean_enrolled": _enrolled(protected.clean_enrolled),
+                "clean_open_set": _open_set(protected.clean_open_set),
                 "person_epsilon": dict(zip(("median_rows", "largest_rows"), protected.person_epsilon, strict=True)),
                 **protected.description,
             }
@@ -74,6 +77,10 @@ def _enrolled(result: Any) -> dict[str, Any] | None:
     return {field.name: getattr(result, field.name) for field in dataclasses.fields(result) if field.name != "cmc"} | {
         "rank1": result.rank1
     }
+
+
+def _open_set(result: Any) -> dict[str, Any] | None:
+    return None if result is None else dataclasses.asdict(result)
 
 
 def _plain(value: Any) -> Any:

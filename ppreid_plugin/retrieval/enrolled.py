@@ -99,8 +99,8 @@ def evaluate_enrolled(
     unit_rows = normalize_rows(gallery[torch.from_numpy(enrolled).to(gallery.device)])
     kept_queries = np.flatnonzero(np.isin(q_pids, people))
     ranks: list[npt.NDArray[np.int64]] = []
-    for queries, used in _by_camera(kept_queries, q_camids, g_camids[enrolled], exclude_same_camera):
-        listed, templates = _templates(unit_rows[torch.from_numpy(used).to(gallery.device)], person[used])
+    for queries, used in by_camera(kept_queries, q_camids, g_camids[enrolled], exclude_same_camera):
+        listed, templates = templates_of(unit_rows[torch.from_numpy(used).to(gallery.device)], person[used])
         queries = queries[np.isin(q_pids[queries], people[listed])]
         own = np.searchsorted(people[listed], q_pids[queries])
         ranks += _ranks(query, queries, templates, own)
@@ -120,7 +120,7 @@ def evaluate_enrolled(
     )
 
 
-def _by_camera(
+def by_camera(
     queries: IntArray, q_camids: IntArray, g_camids: IntArray, exclude_same_camera: bool
 ) -> Iterator[tuple[IntArray, npt.NDArray[np.bool_]]]:
     """Yield queries that share one list, and which gallery rows that list is made of."""
@@ -131,12 +131,22 @@ def _by_camera(
         yield queries[q_camids[queries] == camid], g_camids != camid
 
 
-def _templates(unit_rows: torch.Tensor, person: IntArray) -> tuple[IntArray, torch.Tensor]:
+def templates_of(unit_rows: torch.Tensor, person: IntArray) -> tuple[IntArray, torch.Tensor]:
     """Return the people that have a row, ascending, and their templates, (people, d)."""
     listed, position = np.unique(person, return_inverse=True)
     sums = torch.zeros(len(listed), unit_rows.shape[1], dtype=torch.float64, device=unit_rows.device)
     sums.index_add_(0, torch.from_numpy(position).to(unit_rows.device), unit_rows.double())
     return listed, normalize_rows(sums).to(unit_rows.dtype)
+
+
+def template_scores(
+    features: torch.Tensor, rows: IntArray, templates: torch.Tensor
+) -> Iterator[tuple[slice, npt.NDArray[np.floating]]]:
+    """Yield the cosines of a chunk of ``rows`` of ``features`` with all templates, and where in ``rows`` it stands."""
+    for start in range(0, len(rows), _QUERIES_PER_CHUNK):
+        span = slice(start, start + _QUERIES_PER_CHUNK)
+        unit_rows = normalize_rows(features[torch.from_numpy(rows[span]).to(features.device)])
+        yield span, torch.mm(unit_rows.to(templates), templates.T).cpu().numpy()
 
 
 def _ranks(
@@ -145,10 +155,7 @@ def _ranks(
     """Return the rank, from 1, of template ``own[i]`` for row ``queries[i]`` of ``query``, in chunks."""
     ranks = []
     columns = np.arange(len(templates))
-    for start in range(0, len(queries), _QUERIES_PER_CHUNK):
-        span = slice(start, start + _QUERIES_PER_CHUNK)
-        rows = normalize_rows(query[torch.from_numpy(queries[span]).to(query.device)])
-        scores = torch.mm(rows, templates.T).cpu().numpy()
+    for span, scores in template_scores(query, queries, templates):
         right = own[span, None]
         score = np.take_along_axis(scores, right, axis=1)
         ranks.append(1 + np.count_nonzero((scores > score) | ((scores == score) & (columns < right)), axis=1))

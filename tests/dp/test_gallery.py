@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from ppreid_plugin import DPGallery
-from ppreid_plugin.dp import MECHANISMS, build_mechanism
+from ppreid_plugin.dp import MECHANISMS, build_mechanism, person_level_epsilon
 
 RNG = np.random.default_rng(0)
 PIDS = np.repeat(np.arange(40), 6)
 MIXED = RNG.normal(size=(40, 16))[PIDS] + 0.3 * RNG.normal(size=(240, 16)) + 2.0
 TRAIN = torch.from_numpy(MIXED)
-CODEBOOK = {"codewords": 16, "set_size": 2, "min_people": 2}
+CODEBOOK = {"codewords": 16, "set_size": 2, "min_people": 1}
 
 
 def unit(rows):
@@ -64,6 +64,91 @@ def test_a_transform_that_learns_from_labels_gets_them():
     assert same > other
 
 
+def person(**options):
+    return DPGallery(**{"mechanism": "gaussian", "epsilon": 4.0, "unit": "person", **options}).fit(TRAIN)
+
+
+ROWS = torch.from_numpy(RNG.normal(size=(24, 16)) + 2.0)
+ROW_PIDS = np.array([0, 0, 0, 0] + [5] * 8 + [6] * 8 + [7] * 4)
+CAMIDS = np.tile([0, 1, 2, 3], 6)
+
+
+def test_a_prototype_is_the_mean_of_the_unit_rows_from_the_enrolling_cameras():
+    gallery = person()
+    clean = gallery.clean_rows(ROWS, ROW_PIDS, CAMIDS)
+    assert gallery.enroll_cameras == (0, 1)  # the first half
+    assert clean.pids.tolist() == [0, 0, 5, 6, 7]  # background rows are units of their own
+    assert clean.camids.tolist() == [0, 1, -1, -1, -1]
+    assert clean.places.tolist() == [0, 1, 4, 12, 20]
+    centered = gallery.transform(ROWS).numpy()
+    mine = centered[(ROW_PIDS == 6) & (CAMIDS < 2)]
+    np.testing.assert_allclose(clean.features[3].numpy(), unit(mine.mean(axis=0, keepdims=True))[0], atol=1e-12)
+    noised = build_mechanism("gaussian", epsilon=4.0).privatize(
+        clean.features.numpy(), generator=np.random.default_rng(1)
+    )
+    released = gallery.protect_rows(ROWS, ROW_PIDS, CAMIDS)
+    np.testing.assert_allclose(released.features.numpy(), unit(noised), atol=1e-12)
+    assert gallery.queried(CAMIDS).tolist() == [False, False, True, True] * 6
+    assert gallery.person_level_epsilon(8) == 4.0
+
+
+def test_all_rows_of_a_person_together_change_only_his_prototype():
+    gallery = person(seed=3)
+    other = ROWS.clone()
+    other[ROW_PIDS == 5] *= -1
+    first, second = (gallery.protect_rows(rows, ROW_PIDS, CAMIDS).features for rows in (ROWS, other))
+    assert (first != second).any(1).nonzero().flatten().tolist() == [2]
+
+
+@pytest.mark.parametrize(("mechanism", "composed"), [("privunit_g", 4.0), ("gaussian", 4.0), ("prior_subset", 4.0)])
+def test_rows_at_a_share_each_cost_the_person_his_budget_together(mechanism, composed):
+    options = CODEBOOK if mechanism == "prior_subset" else {}
+    gallery = DPGallery(mechanism, epsilon=4.0, unit="person", prototype=False, options=options).fit(TRAIN, PIDS)
+    for rows in (1, 2, 5):
+        share = gallery.share(rows)
+        assert person_level_epsilon(share, rows, delta=gallery.mechanism.delta or None) == pytest.approx(composed)
+    released = gallery.protect_rows(ROWS, ROW_PIDS, CAMIDS)
+    assert released.pids.tolist() == [0, 0] + [5] * 4 + [6] * 4 + [7] * 2
+    clean = gallery.clean_rows(ROWS, ROW_PIDS, CAMIDS)
+    np.testing.assert_allclose(clean.features.numpy(), gallery.transform(ROWS).numpy()[released.places], atol=1e-12)
+
+
+def test_a_share_of_nothing_is_refused():
+    gallery = DPGallery("gaussian", epsilon=0.1, delta=1e-2, unit="person", prototype=False)
+    with pytest.raises(ValueError, match=r"epsilon 0.1 over 71 rows of a person leaves nothing for each"):
+        gallery.share(71)
+
+
+def test_a_share_is_drawn_with_the_noise_of_the_share():
+    gallery = DPGallery("gaussian", epsilon=4.0, unit="person", prototype=False, transform="none")
+    seen = []
+    gallery._noised = lambda rows, mechanism, generator: seen.append((len(rows), mechanism.sigma)) or rows
+    gallery.protect_rows(ROWS, ROW_PIDS, CAMIDS)
+    whole = gallery.mechanism.sigma
+    wanted = [(2, 1.0), (2, 2.0), (8, 4.0)]  # two background rows; one person with two rows; two with four
+    assert [count for count, _ in seen] == [count for count, _ in wanted]
+    np.testing.assert_allclose([(sigma / whole) ** 2 for _, sigma in seen], [k for _, k in wanted], rtol=1e-9)
+
+
+def test_rows_above_the_limit_are_left_out_spread_over_cameras():
+    gallery = DPGallery("gaussian", epsilon=4.0, max_rows_per_person=3).fit(TRAIN)
+    released = gallery.protect_rows(ROWS, ROW_PIDS, CAMIDS)
+    assert released.pids.tolist() == [0] * 4 + [5] * 3 + [6] * 3 + [7] * 3
+    assert released.camids.tolist() == [0, 1, 2, 3] + [0, 1, 2] * 3
+    assert not gallery.is_whole_gallery
+
+
+def test_noised_queries_get_noise_of_their_own():
+    clean, noised = (DPGallery("gaussian", epsilon=9.0, query=query).fit(TRAIN) for query in ("clean", "noised"))
+    np.testing.assert_array_equal(clean.transform_query(ROWS), clean.transform(ROWS))
+    query, gallery = noised.transform_query(ROWS).numpy(), noised.protect(ROWS).numpy()
+    sigma = noised.mechanism.sigma
+    assert 0 < (query * clean.transform(ROWS).numpy()).sum(axis=1).mean() < 1
+    assert np.abs(query - gallery).max() > 0.1  # not the gallery's draw: it would match itself
+    np.testing.assert_array_equal(query, noised.transform_query(ROWS).numpy())
+    assert sigma == clean.mechanism.sigma
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -74,7 +159,10 @@ def test_a_transform_that_learns_from_labels_gets_them():
         (lambda: DPGallery("gausian", epsilon=1.0), "privacy.gallery.mechanism is 'gausian'"),
         (lambda: DPGallery("gaussian", epsilon=1.0).fit(None), "need features of the training split"),
         (lambda: DPGallery("codebook", epsilon=1.0, options={"codewords": 4}).fit(TRAIN), "needs the pids"),
-        (lambda: DPGallery("gaussian", epsilon=1.0, unit="person"), "unit is 'person'; allowed: image"),
+        (lambda: DPGallery("gaussian", epsilon=1.0, unit="people"), "unit is 'people'; allowed: image, person"),
+        (lambda: DPGallery("gaussian", epsilon=1.0, query="noisy"), "query is 'noisy'; allowed: clean, noised"),
+        (lambda: DPGallery("gaussian", epsilon=1.0, max_rows_per_person=-1), "max_rows_per_person is -1"),
+        (lambda: person(enroll_cameras=[7]).protect_rows(ROWS, ROW_PIDS, CAMIDS), "is .7., and the gallery has no row"),
     ],
 )
 def test_errors(call, message):

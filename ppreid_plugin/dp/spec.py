@@ -1,0 +1,61 @@
+"""A mechanism with its parameters in one word, as command lines take it."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class MechanismSpec:
+    """A mechanism with its parameters, written ``prior_subset:codewords=1024,set_size=4``.
+
+    Attributes:
+        name: registered mechanism.
+        options: its further arguments, and those of what prepares it (such as `fit_prior`).
+    """
+
+    name: str
+    options: dict[str, Any]
+
+    @classmethod
+    def parse(cls, text: str) -> MechanismSpec:
+        """Parse the written form; values are Python literals or words.
+
+        Raises:
+            ValueError: a parameter that is not NAME=VALUE.
+
+        Example:
+            >>> MechanismSpec.parse("prior_subset:codewords=1024,kind=residual")
+            MechanismSpec(name='prior_subset', options={'codewords': 1024, 'kind': 'residual'})
+        """
+        name, _, rest = text.partition(":")
+        options: dict[str, Any] = {}
+        for part in filter(None, rest.split(",")):
+            key, separator, value = part.partition("=")
+            if not separator or not key or not value:
+                raise ValueError(f"mechanism '{text}': '{part}' must be NAME=VALUE, such as codewords=1024.")
+            try:
+                options[key] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                options[key] = value
+        return cls(name, options)
+
+    @classmethod
+    def expand(cls, text: str) -> list[MechanismSpec]:
+        """Parse a form with alternatives, ``prior_subset:codewords=1024|4096,set_size=1|4``: one for each combination.
+
+        Example:
+            >>> [spec.options["set_size"] for spec in MechanismSpec.expand("prior_subset:codewords=64,set_size=1|4")]
+            [1, 4]
+        """
+        name, separator, rest = text.partition(":")
+        parts = [part.partition("=") for part in filter(None, rest.split(","))]
+        choices = [[f"{key}{equals}{value}" for value in values.split("|")] for key, equals, values in parts]
+        return [cls.parse(name + separator + ",".join(chosen)) for chosen in itertools.product(*choices)]
+
+    def __str__(self) -> str:
+        options = ",".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name}:{options}" if options else self.name

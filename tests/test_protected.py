@@ -1,0 +1,192 @@
+"""Protected galleries in the engine: person unit, noised queries, stored releases, releases from a configuration."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ppreid_plugin import cli, releasing
+from ppreid_plugin.dp.stored import load_release
+from ppreid_plugin.evaluation import extract
+from ppreid_plugin.retrieval import evaluate_enrolled
+
+TARGET = "synthetic_pedestrians"
+GALLERY = ("test.evaluate", True, "privacy.gallery.enabled", True)
+PERSON = (*GALLERY, "privacy.gallery.unit", "person")
+
+
+def protected(engine):
+    engine.test()
+    return engine.results[TARGET].protected[0]
+
+
+def extracted(engine):
+    engine.set_model_mode("eval")
+    with torch.no_grad():
+        return {role: extract(engine, loader, role) for role, loader in engine.test_loader[TARGET].items()}
+
+
+def test_the_person_unit_matches_queries_of_the_other_cameras_with_prototypes(make_engine):
+    engine = make_engine(*PERSON, "privacy.gallery.mechanism", "none")
+    result = protected(engine)
+    sets = extracted(engine)
+    (gallery,) = engine.galleries
+    query, rows = sets["query"], sets["gallery"]
+    cameras = np.unique(rows.camids)
+    mine = np.isin(rows.camids, cameras[: len(cameras) // 2])
+    centered = gallery.transform(rows.features).numpy()
+    people = np.unique(rows.pids[mine & (rows.pids > 0)])
+    means = np.stack([centered[mine & (rows.pids == pid)].mean(axis=0) for pid in people])
+    others = ~np.isin(query.camids, cameras[: len(cameras) // 2])
+    wanted = evaluate_enrolled(
+        gallery.transform(query.features[torch.from_numpy(others)]), means, query.pids[others], people,
+        query.camids[others], np.full(len(people), -1),
+    )  # fmt: skip
+    assert result.enrolled.num_valid_queries == wanted.num_valid_queries
+    assert result.enrolled.rank1 == pytest.approx(wanted.rank1)
+    assert result.clean_enrolled.rank1 == pytest.approx(wanted.rank1)  # no noise: the same
+    assert result.clean_anonymous.mAP == pytest.approx(result.anonymous.mAP)
+    assert result.enrolled.rows_largest == 1
+
+
+def test_the_table_of_the_person_unit_states_epsilon_a_person(make_engine, capsys):
+    engine = make_engine(*PERSON, "privacy.gallery.epsilon", 5)
+    assert protected(engine).person_epsilon == (5.0, 5.0)
+    printed = capsys.readouterr().out
+    assert "delta 1e-05 for one person (replace)" in printed
+    assert sum("5 a person" in line for line in printed.splitlines()) == 2
+    assert "an image" not in printed
+
+
+@pytest.mark.parametrize("unit", [PERSON, (*GALLERY, "privacy.gallery.max_rows_per_person", 2)])
+def test_ranked_pictures_show_the_rows_that_were_matched(make_engine, run_engine, unit):
+    engine = make_engine(*unit, "test.visrank", True, "test.visrank_topk", 2)
+    datasets = engine.datamanager.test_dataset
+    run_engine(engine)
+    assert engine.datamanager.test_dataset is datasets
+    folder = Path(engine.cfg.data.save_dir) / "protected" / "gaussian_epsilon_16"
+    assert list(folder.rglob("*.jpg"))
+
+
+def test_noised_queries_match_worse_than_clean_ones(make_engine):
+    epsilon = ("privacy.gallery.mechanism", "privunit_g", "privacy.gallery.epsilon", 24)
+    clean, noised = (
+        protected(make_engine(*GALLERY, *epsilon, "privacy.gallery.query", query)) for query in ("clean", "noised")
+    )
+    assert noised.anonymous.mAP < clean.anonymous.mAP
+    assert noised.description["query"] == "noised"
+
+
+@pytest.fixture
+def weights(make_engine, tmp_path):
+    """Checkpoint of an untrained model."""
+    path = tmp_path / "model.pth"
+    torch.save({"state_dict": make_engine().model.state_dict()}, path)
+    return path
+
+
+def flags(root, tmp_path, weights, *more, out="release", protocol="enrolled"):
+    (tmp_path / "c.yaml").write_text(
+        "model: {name: osnet_x0_25}\n"
+        "privacy: {gallery: {enabled: True, mechanism: prior_subset, epsilon: 9.0, max_rows_per_person: 3,\n"
+        "                    kwargs: {codewords: 8, min_people: 1, kind: residual}}}\n"
+    )
+    return [
+        *("--config-file", str(tmp_path / "c.yaml"), "--root", str(root), "-s", TARGET, "-t", TARGET, "--name", "g"),
+        *("--out", str(tmp_path / out), "--ledger", str(tmp_path / "ledger"), "--budget", "100"),
+        *("--protocol", protocol, "--truth-out", str(tmp_path / f"{out}.json"), *more),
+        *("model.load_weights", str(weights), "data.height", "64", "data.width", "32", "data.workers", "0"),
+        *("use_gpu", "False", "data.save_dir", str(tmp_path / "log")),
+    ]
+
+
+@pytest.mark.parametrize("protocol", ["anonymous", "enrolled"])
+def test_a_release_from_a_configuration_is_what_the_engine_evaluates(
+    pedestrians, tmp_path, weights, make_engine, protocol
+):
+    assert cli.run(releasing.release, flags(pedestrians, tmp_path, weights, protocol=protocol)) == 0
+    stored = load_release(tmp_path / "release")
+    assert stored.manifest["epsilon"] == 9.0
+    assert stored.manifest["mechanism"]["codewords"] == 8
+    assert stored.manifest["prior"]["prior"] == "residual"
+    assert stored.manifest["model"].startswith("sha256:")
+    assert {"codeword_level_0", "codeword_level_1", "symbols"} <= set(stored.arrays)
+
+    stored_keys = ("privacy.gallery.release", tmp_path / "release", "model.load_weights", weights)
+    truth = ("privacy.gallery.truth", [str(tmp_path / "release.json")]) if protocol == "anonymous" else ()
+    engine = make_engine(*GALLERY, *stored_keys, *truth)
+    result = protected(engine)
+    sets = extracted(engine)
+    labels = {r["row"]: (r["pid"], r["camid"]) for r in json.loads((tmp_path / "release.json").read_text())["rows"]}
+    pids, camids = np.array([labels[name] for name in stored.row_ids]).T
+    query = stored.transform().transform(sets["query"].features.numpy())
+    wanted = evaluate_enrolled(query, stored.features, sets["query"].pids, pids, sets["query"].camids, camids)
+    assert result.enrolled.rank1 == pytest.approx(wanted.rank1)
+    assert result.enrolled.rows_largest <= 3
+    assert result.description["release"] == "g-0001"
+    assert result.person_epsilon[1] == pytest.approx(27.0)
+
+
+def test_a_release_of_prototypes_is_compared_with_the_clean_prototypes(pedestrians, tmp_path, weights, make_engine):
+    more = ("--unit", "person", "--cameras", "0", "1", "2")
+    assert cli.run(releasing.release, flags(pedestrians, tmp_path, weights, *more)) == 0
+    engine = make_engine(*GALLERY, "privacy.gallery.release", tmp_path / "release", "model.load_weights", weights)
+    result = protected(engine)
+    same = make_engine(
+        *PERSON, "privacy.gallery.mechanism", "none", "privacy.gallery.enroll_cameras", [0, 1, 2],
+        "privacy.gallery.max_rows_per_person", 3, "model.load_weights", weights,
+    )  # fmt: skip
+    wanted = protected(same)
+    assert result.clean_enrolled.rank1 == pytest.approx(wanted.clean_enrolled.rank1)
+    assert result.clean_anonymous.mAP == pytest.approx(wanted.clean_anonymous.mAP)
+    assert result.enrolled.num_valid_queries == wanted.enrolled.num_valid_queries
+
+
+def test_flags_win_over_the_configuration_and_a_dry_run_spends_nothing(pedestrians, tmp_path, weights, capsys):
+    argv = flags(pedestrians, tmp_path, weights, "--epsilon", "2.5", "--mechanism", "gaussian", "--dry-run")
+    assert cli.run(releasing.release, argv) == 0
+    assert "epsilon 2.5, delta 1e-05" in capsys.readouterr().out
+    assert not (tmp_path / "release").exists()
+    assert not (tmp_path / "ledger").exists()
+
+
+@pytest.mark.parametrize(
+    ("drop", "message"),
+    [
+        (["--name", "g"], "--name must be given"),
+        (["model.load_weights"], "model.load_weights is empty"),
+    ],
+)
+def test_what_is_missing_is_named(pedestrians, tmp_path, weights, capsys, drop, message):
+    argv = flags(pedestrians, tmp_path, weights)
+    start = argv.index(drop[0])
+    del argv[start : start + 2]
+    assert cli.run(releasing.release, argv) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_anonymous_release_needs_its_labels(pedestrians, tmp_path, weights, make_engine):
+    assert cli.run(releasing.release, flags(pedestrians, tmp_path, weights, protocol="anonymous")) == 0
+    key = ("privacy.gallery.release", tmp_path / "release")
+    with pytest.raises(ValueError, match="is anonymous: its rows carry no pids"):
+        make_engine(*GALLERY, *key)
+    (tmp_path / "other.json").write_text('{"rows": []}')
+    with pytest.raises(ValueError, match="lacks .* of the release's .* rows"):
+        make_engine(*GALLERY, *key, "privacy.gallery.truth", [str(tmp_path / "other.json")])
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(ValueError, match="is no map from released rows"):
+        make_engine(*GALLERY, *key, "privacy.gallery.truth", [str(tmp_path / "other.json")])
+
+
+def test_a_release_is_evaluated_with_the_weights_that_made_it(pedestrians, tmp_path, weights, make_engine, caplog):
+    assert cli.run(releasing.release, flags(pedestrians, tmp_path, weights)) == 0
+    other = tmp_path / "other.pth"
+    torch.save({"state_dict": make_engine("train.seed", 5).model.state_dict()}, other)
+    make_engine(*GALLERY, "privacy.gallery.release", tmp_path / "release", "model.load_weights", other)
+    assert "was made with other weights" in caplog.text
+    with pytest.raises(ValueError, match=r"test\.visrank is True with privacy\.gallery\.release"):
+        make_engine(*GALLERY, "privacy.gallery.release", tmp_path / "release", "test.visrank", True)
+    with pytest.raises(ValueError, match="while training; a stored release fits the weights"):
+        make_engine("privacy.gallery.enabled", True, "privacy.gallery.release", tmp_path / "release")
