@@ -22,6 +22,7 @@ from yacs.config import CfgNode
 from . import arguments, build
 from .config import ConfigError, get_default_config, is_config_key, merge_file, merge_options
 from .data.csv_dataset import register_csv_dataset
+from .extraction import extract_command, extract_parser
 from .memory import keep_freed_memory
 from .options import OPTIONS, describe_options
 from .progress import Tee
@@ -31,7 +32,7 @@ from .report.record import environment, result_to_dict, write_json
 # what a user can cause and mend; anything else is a bug and keeps its traceback
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, AssertionError)
 
-_SINGLE_VALUE_FLAGS = ("--config-file", "--root", "--dataset")
+_SINGLE_VALUE_FLAGS = ("--config-file", "--root", "--dataset", "--out")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -127,7 +128,7 @@ def train(argv: Sequence[str]) -> dict[str, Any]:
         record = {
             "command": ["tools/train.py", *argv],
             "targets": {target: result_to_dict(result) for target, result in engine.results.items()},
-            "chosen_on": "validation people" if engine.best else "nothing: the last epoch",
+            "chosen_on": _chosen_on(engine, cfg),
             "best": engine.best,
             "seed": cfg.train.seed,
             "seconds": round(time.time() - start, 1),
@@ -141,6 +142,12 @@ def train(argv: Sequence[str]) -> dict[str, Any]:
             )
         print(f"Figures written to '{path}'")
     return record
+
+
+def extract_features(argv: Sequence[str]) -> dict[str, Path]:
+    """Write the features of a data set's splits as the command line says; return the files by split."""
+    cfg, args = parse_config(extract_parser(train_parser()), argv)
+    return extract_command(cfg, args)
 
 
 def run(main: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None) -> int:
@@ -184,6 +191,12 @@ def tee(path: Path) -> Iterator[None]:
             yield
         finally:
             sys.stdout = console
+
+
+def _chosen_on(engine: Any, cfg: CfgNode) -> str:
+    if cfg.test.evaluate:
+        return "nothing: these weights were given"
+    return "validation people" if engine.best else "nothing: the last epoch"
 
 
 def _hint(word: str) -> str:

@@ -1,9 +1,8 @@
-"""Release a gallery of saved features under a budget: python tools/release_gallery.py --help."""
+"""Release a gallery under a budget, from saved features or a model: python tools/release_gallery.py --help."""
 
 import sys
 
-from ppreid_plugin import cli
-from ppreid_plugin.dp import commands
+from ppreid_plugin import cli, releasing
 
 if __name__ == "__main__":
-    sys.exit(cli.run(commands.release_command))
+    sys.exit(cli.run(releasing.release))

@@ -5,19 +5,31 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
-from ppreid_plugin.dp.feature_files import load_arrays, load_gallery, load_training, model_fingerprint
+import numpy as np
+
+from ppreid_plugin.dp.feature_files import (
+    load_arrays,
+    load_budgets,
+    load_gallery,
+    load_training,
+    model_fingerprint,
+    require_disjoint,
+)
 from ppreid_plugin.dp.ledger import Ledger
 from ppreid_plugin.dp.mechanisms import MECHANISMS, Mechanism, build_mechanism
 from ppreid_plugin.dp.plan import PROTOCOLS, ReleasePlan, ReleaseTerms, transformed
 from ppreid_plugin.dp.prior import fit_prior
 from ppreid_plugin.dp.recovery import finish_release, purge_release, verify_releases, void_release
 from ppreid_plugin.dp.release import release_gallery
+from ppreid_plugin.dp.spec import MechanismSpec
 from ppreid_plugin.dp.stored import Release
 from ppreid_plugin.dp.transforms import TRANSFORMS, PublicTransform, build_transform
-from ppreid_plugin.dp.units import UNITS
-from ppreid_plugin.registry import Registry
+from ppreid_plugin.dp.units import UNITS, GalleryRows
+from ppreid_plugin.registry import Registry, check_arguments
+
+Training: TypeAlias = tuple[np.ndarray, np.ndarray | None]
 
 _LISTS: dict[str, Registry[Any]] = {"mechanisms": MECHANISMS, "transforms": TRANSFORMS}
 
@@ -33,11 +45,11 @@ def release_parser() -> argparse.ArgumentParser:
     add("--train", help="features of the training split (.npz, .safetensors) that the transform is fitted on")
     add("--gallery", help="features, pids, camids, row_ids of the gallery (.npz, .safetensors)")
     add("--model", default="", help="checkpoint that made the features (its SHA-256 is kept), or a fingerprint")
-    add("--mechanism", default="gaussian", help="registered mechanism")
+    add("--mechanism", default="gaussian", metavar="NAME[:KEY=VALUE,...]", help="registered mechanism, as in a sweep")
     add("--epsilon", type=float, help="budget of one unit")
     add("--delta", type=float, help="failure probability; left out: 1e-5, or 0 for a pure mechanism")
     add("--codewords", type=int, help="finite mechanisms: size of the codebook that is fitted on --train")
-    add("--set-size", type=int, default=1, help="prior_subset: codewords in a row's set")
+    add("--set-size", type=int, help="prior_subset: codewords in a row's set (1)")
     add("--codebook", help="finite mechanisms: a file with codebook (and decoder) instead of fitting one")
     add("--prior-source", default="", help="where the people behind the codebook are from, for the manifest")
     add("--prior-is-public", action="store_true", help="they are consenting, public or generated: small cells are fine")
@@ -46,7 +58,10 @@ def release_parser() -> argparse.ArgumentParser:
     add("--transform", default="center", help="public transform in front of the mechanism")
     add("--background-pids", type=int, nargs="*", default=[0], help="pids that are no person")
     add("--max-rows-per-person", type=int, default=0, help="rows of one pid that are released; 0: all")
-    add("--budgets", nargs="*", default=[], metavar="PID=EPSILON", help="people with a budget of their own")
+    add("--cameras", type=int, nargs="*", default=[], metavar="CAMID", help="cameras whose rows go in; none: all")
+    add(
+        "--budgets", nargs="*", default=[], metavar="PID=EPSILON", help="people with a budget of their own, or FILE.csv"
+    )
     add("--opt-out", type=int, nargs="*", default=[], metavar="PID", help="people who are left out")
     add("--ledger", default="ledger", help="folder of the ledger")
     add("--scope", default="default", help="what the budget is declared for")
@@ -70,14 +85,36 @@ def release_command(argv: Sequence[str]) -> Release | None:
     """Release saved features as the command line says; None where nothing was released."""
     args = release_parser().parse_args(argv)
     if args.list:
-        print("\n".join(_LISTS[args.list].names()))
+        print(list_text(args.list))
         return None
-    needed = ["gallery", "epsilon", "name"] + ([] if args.dry_run else ["out", "model"])
-    if missing := [f"--{name}" for name in needed if not getattr(args, name)]:
-        raise ValueError(f"{', '.join(missing)} must be given. --help lists all flags.")
+    require_flags(args, "gallery", "epsilon", "name", *(() if args.dry_run else ("out", "model")))
     gallery = load_gallery(args.gallery)
-    transform = fitted_transform(args.transform, args.train)
-    mechanism, prior = _mechanism(args, transform)
+    if args.train:
+        require_disjoint(args.train, gallery.row_ids, "--train", "--gallery")
+    return release_rows(args, gallery, load_training(args.train) if args.train else None)
+
+
+def list_text(kind: str) -> str:
+    """Return the registered names of a kind, one a line."""
+    return "\n".join(_LISTS[kind].names())
+
+
+def require_flags(args: argparse.Namespace, *names: str) -> None:
+    """Raise ValueError if a flag that is needed was not given."""
+    if missing := [f"--{name.replace('_', '-')}" for name in names if not getattr(args, name)]:
+        raise ValueError(f"{', '.join(missing)} must be given. --help lists all flags.")
+
+
+def release_rows(args: argparse.Namespace, gallery: GalleryRows, train: Training | None) -> Release | None:
+    """Release these rows as the flags say; None for a dry run.
+
+    Args:
+        args: of `release_parser`.
+        gallery: rows with their labels.
+        train: features (n, d) and pids (n,) of the training split, if there is one.
+    """
+    transform = fitted_transform(args.transform, train)
+    mechanism, prior = _mechanism(args, transform, train)
     terms = ReleaseTerms(
         name=args.name,
         model=model_fingerprint(args.model) or "none given",
@@ -85,6 +122,7 @@ def release_command(argv: Sequence[str]) -> Release | None:
         protocol=args.protocol,
         background_pids=args.background_pids,
         max_rows_per_person=args.max_rows_per_person,
+        cameras=args.cameras,
         budgets=_budgets(args.budgets),
         opt_out=args.opt_out,
         prior=prior,
@@ -148,14 +186,14 @@ def ledger_command(argv: Sequence[str]) -> None:
         print(f"Deleted {args.name}; what it spent stays spent.")
 
 
-def fitted_transform(name: str, train: str | None) -> PublicTransform:
-    """Return the public transform, fitted on the training split in the file ``train`` if it learns anything."""
+def fitted_transform(name: str, train: Training | None) -> PublicTransform:
+    """Return the public transform, fitted on the training split if it learns anything."""
     transform = build_transform(name)
     if not transform.needs_fit:
         return transform
-    if not train:
+    if train is None:
         raise ValueError(f"--train must be given: transform {name!r} is fitted on it. Or say --transform none.")
-    return transform.fit(*load_training(train))
+    return transform.fit(*train)
 
 
 def summary_text(summary: dict[str, Any]) -> str:
@@ -193,12 +231,19 @@ def ledger_text(ledger: Ledger) -> str:
     return "\n".join(lines)
 
 
-def _mechanism(args: argparse.Namespace, transform: PublicTransform) -> tuple[Mechanism, dict[str, Any]]:
+def _mechanism(
+    args: argparse.Namespace, transform: PublicTransform, train: Training | None
+) -> tuple[Mechanism, dict[str, Any]]:
     """Return the mechanism, and the provenance of its codebook if it has one."""
-    options: dict[str, Any] = {}
+    spec = MechanismSpec.parse(args.mechanism)
+    options: dict[str, Any] = dict(spec.options)
     prior: dict[str, Any] = {}
-    allowed = inspect.signature(MECHANISMS.get(args.mechanism)).parameters
+    allowed = inspect.signature(MECHANISMS.get(spec.name)).parameters
     if "codebook" in allowed:
+        flags = {"codewords": args.codewords, "set_size": args.set_size}
+        options |= {name: value for name, value in flags.items() if value is not None}
+        if args.prior_is_public:
+            options["prior_is_public"] = True
         prior["source"] = args.prior_source or "not stated"
         if args.codebook:
             arrays = load_arrays(args.codebook)
@@ -206,29 +251,28 @@ def _mechanism(args: argparse.Namespace, transform: PublicTransform) -> tuple[Me
                 raise ValueError(
                     f"'{args.codebook}' lacks codebook; it holds {', '.join(sorted(arrays)) or 'nothing'}."
                 )
-            options = {name: arrays[name] for name in ("codebook", "decoder") if name in arrays}
-            options["set_size"] = args.set_size
-        elif args.codewords and args.train:
-            features, pids = load_training(args.train)
-            fitted = fit_prior(
-                transformed(transform, features),
-                () if pids is None else pids,
-                codewords=args.codewords,
-                set_size=args.set_size,
-                prior_is_public=args.prior_is_public,
-            )
+            options = {name: arrays[name] for name in ("codebook", "decoder") if name in arrays} | {
+                name: value for name, value in options.items() if name == "set_size"
+            }
+        elif "codewords" in options and train is not None:
+            features, pids = train
+            check_arguments(options, [fit_prior], key="--mechanism")
+            fitted = fit_prior(transformed(transform, features), () if pids is None else pids, **options)
             options, prior = fitted.options(), {**prior, **fitted.describe()}
         else:
             raise ValueError(
-                f"mechanism {args.mechanism!r} needs a codebook: --codewords M to fit one on --train, "
-                "or --codebook FILE."
+                f"mechanism {spec.name!r} needs a codebook: --codewords M to fit one on --train, or --codebook FILE."
             )
         options = {name: value for name, value in options.items() if name in allowed}
-    return build_mechanism(args.mechanism, epsilon=args.epsilon, delta=args.delta, **options), prior
+    return build_mechanism(spec.name, epsilon=args.epsilon, delta=args.delta, **options), prior
 
 
 def _budgets(pairs: Sequence[str]) -> dict[int, float]:
+    if len(pairs) == 1 and pairs[0].endswith(".csv"):
+        return load_budgets(pairs[0])
     try:
         return {int(pid): float(epsilon) for pid, epsilon in (pair.split("=") for pair in pairs)}
     except ValueError:
-        raise ValueError(f"--budgets is {' '.join(pairs)!r}, must be PID=EPSILON pairs such as 12=2.0 13=4.") from None
+        raise ValueError(
+            f"--budgets is {' '.join(pairs)!r}, must be PID=EPSILON pairs such as 12=2.0 13=4., or one CSV file."
+        ) from None

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
+import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
 
+from ppreid_plugin.dp.journal import write_file
 from ppreid_plugin.dp.units import GalleryRows
 
 
@@ -32,6 +37,38 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
     raise ValueError(f"'{path}' ends in {path.suffix!r}; features are read from .npz and .safetensors files.")
 
 
+def save_features(path: str | Path, arrays: Mapping[str, np.ndarray], *, model: str = "") -> Path:
+    """Write clean features as ``.npz``: readable by the owner alone, complete or not at all, marked ``clean``.
+
+    Args:
+        path: file to write; an existing one is replaced.
+        arrays: ``features``, ``pids``, ``camids``, ``row_ids`` and what else belongs to the rows.
+        model: fingerprint of the weights that made them.
+    """
+    path = Path(path)
+    stream = io.BytesIO()
+    np.savez(stream, **dict(arrays), privacy=np.array("clean"), model=np.array(model))  # type: ignore[arg-type]
+    write_file(path, stream.getvalue(), mode=0o600)
+    return path
+
+
+def row_names(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Return ``row_ids`` of a file's arrays as text; empty if there are none."""
+    row_ids = arrays.get("row_ids", np.empty(0, dtype=np.int64))
+    if row_ids.ndim == 2 and row_ids.dtype == np.uint8:  # safetensors holds no text
+        return [bytes(row).rstrip(b"\0").decode("utf-8") for row in row_ids]
+    return [str(row_id) for row_id in row_ids.tolist()]
+
+
+def require_disjoint(train: str | Path, row_ids: Collection[str], flag: str, other: str) -> None:
+    """Raise ValueError if the training file holds a row of the gallery: nothing may be fitted on what is released."""
+    if shared := sorted(set(row_names(load_arrays(train))) & set(row_ids)):
+        raise ValueError(
+            f"{flag} '{train}' holds {len(shared)} rows of {other}, such as {shared[0]}: what is fitted on the gallery "
+            "voids the guarantee. Name features of other people."
+        )
+
+
 def load_gallery(path: str | Path) -> GalleryRows:
     """Return the gallery in a file with ``features``, ``pids``, ``camids`` and ``row_ids``.
 
@@ -46,10 +83,60 @@ def load_gallery(path: str | Path) -> GalleryRows:
         raise ValueError(f"'{path}' lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
     row_ids = arrays["row_ids"]
     if row_ids.ndim == 2 and row_ids.dtype == np.uint8:
-        row_ids = np.array([bytes(row).rstrip(b"\0").decode("utf-8") for row in row_ids])
+        row_ids = np.array(row_names(arrays))
     if row_ids.ndim != 1 or row_ids.dtype.kind not in "iuUS":
         raise ValueError(f"'{path}': row_ids has shape {row_ids.shape} and type {row_ids.dtype}, must be (n,) names.")
     return GalleryRows(arrays["features"], row_ids.tolist(), arrays["pids"], arrays["camids"])
+
+
+def load_truth(paths: Sequence[str | Path]) -> dict[str, tuple[int, int]]:
+    """Return pid and camid of released rows by the row's name, from the files that releases write by ``--truth-out``.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or another kind of file.
+    """
+    named: dict[str, tuple[int, int]] = {}
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise FileNotFoundError(f"'{path}' is not there. Name the file that --truth-out wrote.")
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            named.update((row["row"], (int(row["pid"]), int(row["camid"]))) for row in rows)
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"'{path}' is no map from released rows to labels. Name the file of --truth-out."
+            ) from None
+    return named
+
+
+def load_budgets(path: str | Path) -> dict[int, float]:
+    """Return budgets by pid from a CSV file with columns ``pid, epsilon``.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, a missing column, a line that is no pid and number, a pid twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"'{path}' is not there. Name a CSV file with columns pid, epsilon.")
+    budgets: dict[int, float] = {}
+    with path.open(newline="", encoding="utf-8") as stream:
+        lines = csv.DictReader(stream, skipinitialspace=True)
+        if lines.fieldnames is None or not {"pid", "epsilon"} <= set(lines.fieldnames):
+            raise ValueError(
+                f"'{path}' has the columns {', '.join(lines.fieldnames or []) or 'none'}; needs pid, epsilon."
+            )
+        for line in lines:
+            try:
+                pid, epsilon = int(line["pid"]), float(line["epsilon"])
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"'{path}' line {lines.line_num}: pid {line['pid']!r}, epsilon {line['epsilon']!r}; must be a "
+                    "whole number and a number, such as 12,2.0."
+                ) from None
+            if pid in budgets:
+                raise ValueError(f"'{path}' line {lines.line_num}: pid {pid} stands twice.")
+            budgets[pid] = epsilon
+    return budgets
 
 
 def load_training(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 import torch
 
-from ppreid_plugin import __version__
+from ppreid_plugin.dp.codebooks import codebook_from_arrays
 from ppreid_plugin.dp.journal import utc_now
 from ppreid_plugin.dp.ledger import Ledger
 from ppreid_plugin.dp.plan import ReleasePlan
@@ -150,7 +150,7 @@ def check_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray], 
     if "features" in arrays and not np.isfinite(arrays["features"]).all():
         raise ValueError(f"{where}: features hold NaN or infinity; a release never does.")
     if "symbols" in arrays:
-        symbols, size = arrays["symbols"], len(arrays.get("codebook", ()))
+        symbols, size = arrays["symbols"], len(codebook_from_arrays(arrays))
         if len(symbols) and not (symbols.min() >= 0 and symbols.max() < size):
             raise ValueError(f"{where}: symbols must be in [0, {size}), the size of the codebook.")
 
@@ -167,6 +167,8 @@ def sha256(data: bytes) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of what made the release."""
+    from ppreid_plugin import __version__  # the package imports this module while it is initialized
+
     return {
         "ppreid_plugin": __version__,
         "opendp": metadata.version("opendp"),

@@ -41,7 +41,8 @@ class ReleaseTerms:
         unit: unit of privacy, ``image`` or ``person`` (one prototype row a person).
         protocol: ``anonymous`` (no pids or camids, rows shuffled) or ``enrolled``.
         background_pids: pids that are no person; their rows are units of their own.
-        max_rows_per_person: rows of one pid that go in, the first by row id; 0: all.
+        max_rows_per_person: rows of one pid that go in, spread over his cameras, then by row id; 0: all.
+        cameras: camids whose rows go in; none: all.
         budgets: pid to an epsilon of its own, for each of its rows.
         opt_out: pids that are left out.
         prior: provenance of the codebook, where the mechanism has one: source, smallest cell in people.
@@ -58,6 +59,7 @@ class ReleaseTerms:
     protocol: str = "anonymous"
     background_pids: Collection[int] = (0,)
     max_rows_per_person: int = 0
+    cameras: Collection[int] = ()
     budgets: Mapping[int, float] = field(default_factory=dict)
     opt_out: Collection[int] = ()
     prior: Mapping[str, Any] = field(default_factory=dict)
@@ -103,6 +105,7 @@ class ReleasePlan:
             background_pids=terms.background_pids,
             max_rows_per_person=terms.max_rows_per_person,
             opt_out=terms.opt_out,
+            cameras=terms.cameras,
         )
         self.units = group_units(self.gallery, terms.unit, terms.background_pids)
         if len({unit.row_id for unit in self.units}) < len(self.units):
@@ -162,6 +165,7 @@ class ReleasePlan:
             "protocol": terms.protocol,
             "background_pids": sorted(terms.background_pids),
             "max_rows_per_person": terms.max_rows_per_person,
+            **({"cameras": sorted(terms.cameras)} if terms.cameras else {}),
             "budgets": {str(pid): float(epsilon) for pid, epsilon in sorted(terms.budgets.items())},
         }
 
@@ -185,15 +189,16 @@ class ReleasePlan:
             "pure": charge.delta == 0,
             "sensitivity": described.get("sensitivity"),
             "sigma": described.get("sigma"),
-            "mu": charge.mu,
+            "mu": self.sampler.charge(self.mechanism.epsilon).mu,
             "unit": self.terms.unit,
             "adjacency": "replace",
             "protocol": self.terms.protocol,
             "rows": len(self.units),
             "individual_budgets": None
-            if len(levels) == 1
+            if levels.tolist() == [self.mechanism.epsilon]
             else [{"epsilon": float(e), "rows": int(n)} for e, n in zip(levels, counts, strict=True)],
             "max_rows_per_person": self.terms.max_rows_per_person,
+            "cameras": sorted(self.terms.cameras) or None,
             "opted_out": len(set(self.terms.opt_out)),
             **person_level(sorted(rows_of_people), charge),
             "bounds": bounds(len(rows_of_people), charge, self.terms.unit),

@@ -22,6 +22,7 @@ from ppreid_plugin.dp.manifest import sha256
 from ppreid_plugin.dp.mechanisms import build_mechanism
 from ppreid_plugin.dp.plan import ReleasePlan, ReleaseTerms
 from ppreid_plugin.dp.stored import load_release
+from ppreid_plugin.dp.stored_gallery import StoredGallery
 from ppreid_plugin.dp.transforms import Center
 from ppreid_plugin.dp.units import GalleryRows, group_units, select_rows, unit_features
 
@@ -134,6 +135,39 @@ def test_limit_and_opt_out(tmp_path, caplog):
     assert (result.manifest["max_rows_per_person"], result.manifest["opted_out"]) == (1, 1)
     many = GalleryRows(np.ones((5, DIM)), list("edcba"), np.array([7, 7, 7, 0, 0]), np.zeros(5, int))
     assert select_rows(many, max_rows_per_person=2).row_ids == ("a", "b", "c", "d")  # no limit for background
+    seen = GalleryRows(np.ones((6, DIM)), list("abcdef"), np.full(6, 7), np.array([2, 2, 2, 0, 0, 1]))
+    assert select_rows(seen, max_rows_per_person=3).row_ids == ("a", "d", "f")  # one of each camera
+    assert select_rows(seen, max_rows_per_person=4).row_ids == ("a", "b", "d", "f")
+
+
+def test_budgets_of_everyone_are_told_and_mu_is_that_of_sigma(tmp_path):
+    everyone = dict.fromkeys([0, 1, 2, 3, 4], 32.0)
+    result = release(tmp_path, ledger=open_ledger(tmp_path, epsilon=1e6), budgets=everyone, protocol="enrolled")
+    manifest = result.manifest
+    assert manifest["individual_budgets"] == [{"epsilon": 32.0, "rows": 9}]  # though they are all alike
+    assert manifest["mu"] * manifest["sigma"] == pytest.approx(manifest["sensitivity"])
+    assert StoredGallery(tmp_path / "release").person_level_epsilon(1) == pytest.approx(32.0, rel=1e-3)
+    assert StoredGallery(tmp_path / "release").person_level_epsilon(3) > 32 * 3**0.5
+
+
+def test_only_rows_of_the_named_cameras_go_in_and_the_manifest_names_them(tmp_path):
+    result = release(tmp_path, unit="person", protocol="enrolled", cameras=(0, 1))
+    assert result.manifest["cameras"] == [0, 1]
+    kept = [(pid, camid) for pid, camid in zip(PIDS, np.arange(10) % 3, strict=True) if pid != -1 and camid != 2]
+    assert set(result.pids.tolist()) == {pid for pid, _ in kept}
+    stored = StoredGallery(tmp_path / "release")
+    assert stored.queried(np.array([0, 1, 2])).tolist() == [False, False, True]
+    with pytest.raises(ValueError, match="or of other cameras"):
+        release(tmp_path, out="none", name="b", cameras=(9,))
+
+
+def test_prototypes_of_unknown_cameras_are_warned_of(tmp_path, caplog):
+    release(tmp_path, unit="person", protocol="enrolled")
+    stored = StoredGallery(tmp_path / "release")
+    assert "does not say which cameras its prototypes are from" in caplog.text
+    assert stored.queried(np.array([0, 1])).all()
+    told = StoredGallery(tmp_path / "release", enroll_cameras=[0])
+    assert told.queried(np.array([0, 1])).tolist() == [False, True]
 
 
 def test_budgets_of_their_own_are_kept_and_warned_about(tmp_path, caplog):

@@ -1,6 +1,7 @@
 """The command lines of releases and ledger: files in, one-line errors out, exit codes."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -193,3 +194,47 @@ def test_the_tools_run_their_command(tool, monkeypatch, capsys):
         runpy.run_path(str(TOOLS / tool), run_name="__main__")
     assert exit_code.value.code == 0
     assert "--scope" in capsys.readouterr().out
+
+
+def test_budgets_and_a_mechanism_with_its_parameters_come_from_one_word_each(saved, capsys, caplog):
+    (saved / "budgets.csv").write_text("pid, epsilon\n1, 2.5\n3, 4\n")
+    spec = "prior_subset:codewords=9,kind=residual,min_people=1,set_size=2"
+    more = ["--mechanism", spec, "--budgets", "budgets.csv", "--protocol", "enrolled"]
+    code, _, err = run(commands.release_command, arguments(*more), capsys)
+    assert code == 0, err
+    assert "2 people have a budget of their own" in caplog.text
+    stored = load_release("release")
+    assert {pid: float(e) for pid, e in zip(stored.pids, stored.arrays["epsilon"], strict=True)} == {
+        **dict.fromkeys([0, 2, 4], 8.0), 1: 2.5, 3: 4.0
+    }  # fmt: skip
+    assert (stored.manifest["mechanism"]["codewords"], stored.manifest["mechanism"]["set_size"]) == (9, 2)
+    assert stored.features.shape == (9, 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pid,budget\n1,2\n", "has the columns pid, budget; needs pid, epsilon"),
+        ("pid,epsilon\n1,two\n", "line 2: pid '1', epsilon 'two'"),
+        ("pid,epsilon\n1,2\n1,3\n", "line 3: pid 1 stands twice"),
+        ("pid,epsilon\n1,-2\n", r"budgets\[1\] is -2.0"),
+    ],
+)
+def test_budgets_that_cannot_be_used_are_named(saved, capsys, text, message):
+    (saved / "budgets.csv").write_text(text)
+    code, _, err = run(commands.release_command, arguments("--budgets", "budgets.csv"), capsys)
+    assert code == 2
+    assert re.search(message, err)
+    assert not Path("release").exists()
+
+
+def test_nothing_is_fitted_on_rows_of_the_gallery(saved, capsys):
+    with np.load("train.npz") as train:
+        ids = np.array(["elsewhere"] * 49 + ["r3"])
+        np.savez("mixed.npz", features=train["features"], pids=train["pids"], row_ids=ids)
+    argv = arguments()
+    argv[argv.index("train.npz")] = "mixed.npz"
+    code, _, err = run(commands.release_command, argv, capsys)
+    assert code == 2
+    assert "'mixed.npz' holds 1 rows of --gallery, such as r3: what is fitted on the gallery voids" in err
+    assert not Path("release").exists()

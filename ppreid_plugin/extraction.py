@@ -1,0 +1,114 @@
+"""Features of a whole data set as files: what sweeps, releases from features, and attackers read.
+
+Such files hold *clean* features: they are the unprotected gallery, and are marked and guarded as that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import build
+from .data.validation import VALIDATION, training_set_for_features
+from .dp.feature_files import model_fingerprint, save_features
+from .evaluation import Extracted, extract
+from .zoo import resolve
+
+
+def extract_splits(engine: Any, *, root: str = "", splits: Sequence[str] = ()) -> dict[str, dict[str, np.ndarray]]:
+    """Extract the splits of an engine's data manager with the test-time transform.
+
+    Args:
+        engine: a torchreid engine with data manager and model; it is switched to evaluation.
+        root: folder that row ids are relative to; empty keeps the loader's paths.
+        splits: names of those wanted; none: all. They are ``train``, ``validation`` (all rows of the people held out),
+            ``query`` and ``gallery``; the last two with the target's name in front where there are several targets.
+
+    Returns:
+        For each split ``features`` (n, d) float32, ``pids``, ``camids`` (n,) and ``row_ids`` (n,) text. Training pids
+        are torchreid's labels, from 0.
+
+    Raises:
+        ValueError: a split that is not there.
+        FeatureError: NaN or infinity; the images are named.
+    """
+    manager = engine.datamanager
+    train = training_set_for_features(manager)
+    loaders = {"train": (train, train.dataset.data)}  # type: ignore[attr-defined]
+    targets = [name for name in manager.test_loader if name != VALIDATION]
+    for name in manager.test_loader:
+        prefix = f"{name}_" if len(targets) > 1 else ""
+        for role in ("query", "gallery"):
+            # the validation gallery holds all rows of these people, queries among them
+            split = f"{prefix}{role}" if name != VALIDATION else "validation" if role == "gallery" else None
+            if split is not None:
+                loaders[split] = (manager.test_loader[name][role], manager.test_dataset[name][role])
+    if unknown := sorted(set(splits) - set(loaders)):
+        raise ValueError(f"--splits has '{unknown[0]}'; there are: {', '.join(loaders)}.")
+    engine.set_model_mode("eval")
+    return {
+        split: _arrays(extract(engine, loader, split, items), items, root)
+        for split, (loader, items) in loaders.items()
+        if not splits or split in splits
+    }
+
+
+def extract_parser(base: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the flags of ``tools/extract_features.py`` to those of ``tools/train.py``."""
+    base.description = "Extract the features of a data set's splits into files for sweeps, releases and attackers."
+    base.add_argument("--out", default="features", help="folder of the files; existing ones are not overwritten")
+    base.add_argument("--splits", nargs="+", default=[], help="train, validation, query, gallery; none: all")
+    base.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    return base
+
+
+def extract_command(cfg: Any, args: argparse.Namespace) -> dict[str, Path]:
+    """Write ``SPLIT.npz`` for each split into the folder ``--out``; return their paths.
+
+    Raises:
+        FileExistsError: a file is there already; nothing is extracted then.
+    """
+    out = Path(args.out)
+    cfg.test.evaluate = True
+    cfg.privacy.gallery.enabled = cfg.privacy.deid.enabled = cfg.privacy.adversary.enabled = False
+    if not args.overwrite and (there := sorted(path.name for path in out.glob("*.npz"))):
+        wanted = {f"{split}.npz" for split in args.splits} or set(there)
+        if found := sorted(wanted & set(there)):
+            raise FileExistsError(f"'{out}' holds {', '.join(found)} already. Name another --out, or say --overwrite.")
+    engine = build.build_engine(cfg)
+    model = resolve(cfg.model.load_weights or cfg.model.resume) if cfg.model.load_weights or cfg.model.resume else ""
+    fingerprint = model_fingerprint(model) if model else "untrained"
+    out.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for split in args.splits or _names(engine):
+        (arrays,) = extract_splits(engine, root=cfg.data.root, splits=[split]).values()
+        written[split] = save_features(out / f"{split}.npz", arrays, model=fingerprint)
+        print(f"Written: '{written[split]}'")
+    print("These files hold clean features, which are the unprotected gallery: keep them as the images themselves.")
+    return written
+
+
+def _names(engine: Any) -> list[str]:
+    targets = [name for name in engine.datamanager.test_loader if name != VALIDATION]
+    held_out = ["validation"] if VALIDATION in engine.datamanager.test_loader else []
+    roles = [f"{name}_{r}" if len(targets) > 1 else r for name in targets for r in ("query", "gallery")]
+    return ["train", *held_out, *roles]
+
+
+def _arrays(extracted: Extracted, items: Sequence[Any], root: str) -> dict[str, np.ndarray]:
+    return {
+        "features": extracted.features.numpy(),
+        "pids": extracted.pids,
+        "camids": extracted.camids,
+        "row_ids": np.array([_row_id(item[0], root) for item in items]),
+    }
+
+
+def _row_id(path: str | Sequence[str], root: str) -> str:
+    first = path if isinstance(path, str) else path[0]  # a tracklet is known by its first frame
+    return Path(os.path.relpath(first, root) if root else first).as_posix()

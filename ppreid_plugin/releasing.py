@@ -1,0 +1,69 @@
+"""Releases straight from a model and a data set: extraction, then what ``tools/release_gallery.py`` does with files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from . import build
+from .cli import parse_config, train_parser
+from .config import ConfigError
+from .dp.commands import list_text, release_command, release_parser, release_rows, require_flags
+from .dp.feature_files import model_fingerprint
+from .dp.spec import MechanismSpec
+from .dp.stored import Release
+from .dp.units import GalleryRows
+from .extraction import extract_splits
+from .zoo import resolve
+
+# flags of the release that have a key in the configuration
+_KEYS = {"epsilon": "epsilon", "delta": "delta", "unit": "unit", "transform": "transform"}
+
+
+def release(argv: Sequence[str]) -> Release | None:
+    """Release the gallery of a configuration's target, or saved features where no configuration is given.
+
+    Flags go before the configuration's keys ``privacy.gallery.*``, which are the defaults.
+
+    Raises:
+        ValueError: a flag or key that is missing or out of range, or several targets.
+    """
+    if "--config-file" not in argv:
+        return release_command(argv)
+    parser = _parser()
+    cfg, args = parse_config(parser, argv)
+    if args.list:
+        print(list_text(args.list))
+        return None
+    gallery = cfg.privacy.gallery
+    spec = MechanismSpec(gallery.mechanism, dict(gallery.kwargs))
+    parser.set_defaults(
+        mechanism=str(spec),
+        background_pids=list(gallery.background_pids),
+        max_rows_per_person=gallery.max_rows_per_person,
+        **{flag: gallery[key] for flag, key in _KEYS.items()},
+    )
+    cfg, args = parse_config(parser, argv)
+    require_flags(args, "name", *(() if args.dry_run else ("out",)))
+    weights = cfg.model.load_weights or cfg.model.resume
+    if not weights:
+        raise ConfigError("model.load_weights is empty; a release needs a trained model. Append model.load_weights F.")
+    if len(cfg.data.targets) > 1:
+        raise ConfigError(f"data.targets is {cfg.data.targets}; a release is of one gallery. Give one: -t NAME")
+    args.model = args.model or model_fingerprint(resolve(weights))
+    cfg.test.evaluate = True
+    cfg.privacy.gallery.enabled = cfg.privacy.deid.enabled = cfg.privacy.adversary.enabled = False
+    arrays = extract_splits(build.build_engine(cfg), root=cfg.data.root, splits=["train", "gallery"])
+    train, rows = arrays["train"], arrays["gallery"]
+    released = GalleryRows(rows["features"], rows["row_ids"].tolist(), rows["pids"], rows["camids"])
+    return release_rows(args, released, (train["features"], train["pids"]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Flags of the release and of ``tools/train.py`` in one parser; of those in both, the release's."""
+    own = release_parser()
+    known = {flag for action in own._actions for flag in action.option_strings}
+    for action in train_parser()._actions:
+        if action.option_strings and not known & set(action.option_strings):
+            own._add_action(action)
+    return own
