@@ -3,7 +3,7 @@
 import sys
 
 from ppreid_plugin import cli
-from ppreid_plugin.report.sweep import sweep_command
+from ppreid_plugin.report.sweep_command import sweep_command
 
 if __name__ == "__main__":
     sys.exit(cli.run(sweep_command))

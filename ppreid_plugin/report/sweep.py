@@ -1,60 +1,90 @@
-"""Sweeps: utility of mechanisms over budgets, from saved features, in both protocols, with research noise.
+"""Sweeps: utility of mechanisms over budgets, units and protocols, from saved features, with research noise.
+
+Parameters in a mechanism's written form are those of the mechanism, of `fit_prior`, and ``transform``, ``prototype``
+and ``max_rows_per_person`` of `DPGallery`.
 
 Nothing is chosen here: every row says ``chosen_on: nothing``. Picking a mechanism, its parameters or a budget by these
-figures and then releasing the same gallery is a look at the gallery that the budget does not cover.
+figures and then releasing the same gallery is a look at the gallery that the budget does not cover; :mod:`.choice`
+picks on validation people instead.
 """
 
 from __future__ import annotations
 
-import argparse
-import ast
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from tabulate import tabulate
 
+from ..dp.bounds import bound_query_to_row
 from ..dp.feature_files import load_arrays
 from ..dp.gallery import DPGallery
-from ..evaluation import Extracted
+from ..dp.mechanisms import MECHANISMS
+from ..dp.prior import Prior, fit_prior
+from ..dp.spec import MechanismSpec
+from ..dp.transforms import PublicTransform
+from ..dp.units import UNITS
+from ..evaluation import FPIRS, Extracted, open_set_figures, protected_sets
 from ..progress import track
 from ..retrieval import evaluate, evaluate_enrolled
-from .record import environment, write_json
 
 PROTOCOLS = ("anonymous", "enrolled")
+_GALLERY_OPTIONS = ("transform", "prototype", "max_rows_per_person")  # of DPGallery, not of the mechanism
 
 
-@dataclass(frozen=True)
-class MechanismSpec:
-    """A mechanism with its parameters, written ``prior_subset:codewords=1024,set_size=4``."""
+def make_gallery(
+    spec: MechanismSpec, *, epsilon: float, unit: str, seed: int, delta: float | None, **common: Any
+) -> DPGallery:
+    """Return the component that a mechanism with its parameters makes; ``delta`` goes to approximate ones only.
 
-    name: str
-    options: dict[str, Any]
+    Raises:
+        ValueError: an unknown name or option, or a value out of range.
+    """
+    own = {key: value for key, value in spec.options.items() if key not in _GALLERY_OPTIONS}
+    chosen = {key: value for key, value in spec.options.items() if key in _GALLERY_OPTIONS}
+    pure = MECHANISMS.get(spec.name, key="--mechanisms").pure
+    given = {"epsilon": epsilon, "unit": unit, "seed": seed, "options": own, **common, **chosen}
+    return DPGallery(spec.name, delta=None if pure else delta, **given)
 
-    @classmethod
-    def parse(cls, text: str) -> MechanismSpec:
-        """Parse the written form; values are Python literals or words.
 
-        Raises:
-            ValueError: a parameter that is not NAME=VALUE.
+class Fitter:
+    """Fits transforms and codebooks on the training split, each only once however many budgets use it.
 
-        Example:
-            >>> MechanismSpec.parse("prior_subset:codewords=1024,kind=residual")
-            MechanismSpec(name='prior_subset', options={'codewords': 1024, 'kind': 'residual'})
-        """
-        name, _, rest = text.partition(":")
-        options: dict[str, Any] = {}
-        for part in filter(None, rest.split(",")):
-            key, separator, value = part.partition("=")
-            if not separator or not key or not value:
-                raise ValueError(f"--mechanisms has '{text}': '{part}' must be NAME=VALUE, such as codewords=1024.")
-            try:
-                options[key] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                options[key] = value
-        return cls(name, options)
+    Args:
+        train: people outside every gallery that is evaluated.
+    """
+
+    def __init__(self, train: Extracted) -> None:
+        self._train = train
+        self._transforms: dict[str, PublicTransform] = {}
+        self._priors: dict[str, Prior] = {}
+
+    def fit(self, gallery: DPGallery) -> DPGallery:
+        """Do what ``gallery.fit`` does."""
+        name = gallery.transform_name
+        if name not in self._transforms:
+            fitted = gallery.public_transform
+            if fitted.needs_fit:
+                fitted.fit(self._train.features, self._train.pids)
+            self._transforms[name] = fitted
+        gallery.public_transform = self._transforms[name]
+        if gallery.fits_prior:
+            gallery.use_prior(self._prior(gallery, name))
+        return gallery
+
+    def _prior(self, gallery: DPGallery, transform: str) -> Prior:
+        options = dict(gallery.prior_options)
+        set_size = options.get("set_size", 1)
+        if options.get("kind") in ("residual", "gaussian"):  # the codebook does not depend on it
+            options["set_size"] = 1
+        key = f"{transform} {sorted(options.items())}"
+        if key not in self._priors:
+            rows = gallery.transform(self._train.features)
+            self._priors[key] = fit_prior(rows, self._train.pids, **options)
+        prior = self._priors[key]
+        return prior if prior.set_size == set_size else prior.with_set_size(set_size)
 
 
 def load_split(path: str) -> Extracted:
@@ -81,93 +111,98 @@ def sweep(
     mechanisms: Iterable[MechanismSpec],
     epsilons: Sequence[float],
     protocols: Sequence[str] = PROTOCOLS,
-    seeds: int = 3,
+    units: Sequence[str] = ("image",),
+    seeds: int | Sequence[int] = 3,
     delta: float | None = None,
     transform: str = "center",
     background_pids: Sequence[int] = (0,),
+    enroll_cameras: Sequence[int] | None = None,
+    fitter: Fitter | None = None,
+    description: str = "Sweep",
 ) -> list[dict[str, Any]]:
-    """Protect the gallery with each mechanism at each budget and evaluate it; one row a protocol and seed.
+    """Protect the gallery with each mechanism at each budget and evaluate it; one row a unit, protocol and seed.
 
     Transform and codebook are fitted on ``train`` only. The same seed gives the same noise in both protocols.
 
     Args:
         train: people outside the gallery.
         query: query rows, matched as they are.
-        gallery: the rows that are protected, unit one image.
+        gallery: the rows that are protected.
         mechanisms: what to try.
-        epsilons: budgets of one image, > 0.
+        epsilons: budgets of one unit, > 0.
         protocols: anonymous, enrolled.
-        seeds: number of noise draws (and of codebooks), seeds 1, 2, ...
-        delta: failure probability; None lets each mechanism choose.
-        transform: registered public transform.
+        units: image, person (enrolled from some cameras, queries of the others).
+        seeds: number of noise draws (and of codebooks), seeds 1, 2, ...; or the seeds themselves.
+        delta: failure probability of approximate mechanisms; None lets each mechanism choose.
+        transform: registered public transform, unless a mechanism names its own.
         background_pids: pids that are no person.
+        enroll_cameras: person unit: camids to enroll from; None: the first half.
+        fitter: fits on ``train``; pass one to share what it has fitted already.
+        description: what the progress bar says.
 
     Returns:
-        Rows with ``mechanism, params, unit, protocol, epsilon, delta, person_epsilon, seed, rank1, mAP, chosen_on,
-        prior_cell``; figures as fractions; ``mAP`` of the enrolled protocol is the mean reciprocal rank.
-        ``person_epsilon`` is at the median and the largest number of rows a person.
+        Rows with ``mechanism, params, unit, protocol, epsilon, delta, person_epsilon, seed, rank1, mAP, tpir,
+        chosen_on, prior_cell, prior_is_public, bound``; figures as fractions; ``mAP`` of the enrolled protocol is the
+        mean reciprocal rank; ``tpir`` by false positive identification rate, enrolled only. ``person_epsilon`` is at
+        the median and the largest number of rows a person. ``bound`` is `bound_query_to_row` where it applies: pure,
+        person unit, one row a person.
 
     Raises:
         ValueError: an unknown name, or a value out of range, before anything is evaluated.
     """
-    unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
-    if unknown:
-        raise ValueError(f"--protocols has '{unknown[0]}'; allowed: {', '.join(PROTOCOLS)}.")
-    if seeds < 1:
+    for flag, given, allowed in (("protocols", protocols, PROTOCOLS), ("units", units, UNITS)):
+        if unknown := [name for name in given if name not in allowed]:
+            raise ValueError(f"--{flag} has '{unknown[0]}'; allowed: {', '.join(allowed)}.")
+    if isinstance(seeds, int) and seeds < 1:
         raise ValueError(f"--seeds is {seeds}, must be >= 1.")
-    plan = []
-    for spec in mechanisms:
-        for epsilon in epsilons:
-            for seed in range(1, seeds + 1):
-                protection = DPGallery(
-                    spec.name,
-                    epsilon=epsilon,
-                    delta=delta if spec.name == "gaussian" else None,
-                    transform=transform,
-                    background_pids=background_pids,
-                    seed=seed,
-                    options=spec.options,
-                )
-                plan.append((spec, seed, protection))
+    chosen_seeds = range(1, seeds + 1) if isinstance(seeds, int) else seeds
+    common = {"transform": transform, "background_pids": background_pids, "enroll_cameras": enroll_cameras}
+    plan = [
+        (spec, seed, make_gallery(spec, epsilon=epsilon, unit=unit, seed=seed, delta=delta, **common))
+        for spec, unit, seed, epsilon in itertools.product(mechanisms, units, chosen_seeds, epsilons)
+    ]
+    fitter = fitter or Fitter(train)
     rows: list[dict[str, Any]] = []
-    for spec, seed, protection in track(plan, "Sweep", unit="releases"):
-        protection.fit(train.features, train.pids)
-        rows.extend(_evaluated(spec, seed, protection, query, gallery, protocols))
+    for spec, seed, protection in track(plan, description, unit="releases"):
+        rows.extend(_evaluated(spec, seed, fitter.fit(protection), {"query": query, "gallery": gallery}, protocols))
     return rows
 
 
 def _evaluated(
-    spec: MechanismSpec,
-    seed: int,
-    protection: DPGallery,
-    query: Extracted,
-    gallery: Extracted,
-    protocols: Sequence[str],
+    spec: MechanismSpec, seed: int, protection: DPGallery, sets: dict[str, Extracted], protocols: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    counts = np.unique(gallery.pids[~np.isin(gallery.pids, protection.background_pids)], return_counts=True)[1]
-    labels = (query.pids, gallery.pids, query.camids, gallery.camids)
-    rows = (protection.transform(query.features).float(), protection.protect(gallery.features).float())
-    prior = protection.prior
+    protected, _ = protected_sets(protection, sets)
+    query, gallery = protected["query"], protected["gallery"]
+    rows = (query.features, gallery.features, query.pids, gallery.pids, query.camids, gallery.camids)
+    people = gallery.pids[~np.isin(gallery.pids, protection.background_pids)]
+    counts = np.unique(people, return_counts=True)[1]
+    mechanism, prior = protection.mechanism, protection.prior
+    one_row_each = protection.unit == "person" and counts.max() == 1
     for protocol in protocols:
         if protocol == "anonymous":
-            ranking = evaluate(*rows, *labels)
-            rank1, mean_ap = ranking.rank1, ranking.mAP
+            ranking = evaluate(*rows, metric="cosine")
+            rank1, mean_ap, tpir, listed = ranking.rank1, ranking.mAP, None, len(gallery.pids)
         else:
-            enrolled = evaluate_enrolled(*rows, *labels, background_pids=protection.background_pids)
-            rank1, mean_ap = enrolled.rank1, enrolled.mrr
+            enrolled = evaluate_enrolled(*rows, background_pids=protection.background_pids)
+            rank1, mean_ap, listed = enrolled.rank1, enrolled.mrr, enrolled.num_people
+            open_set = open_set_figures(protection, sets["gallery"], protected)
+            tpir = None if open_set is None else {str(point.fpir): point.tpir for point in open_set.points}
         yield {
             "mechanism": spec.name,
             "params": spec.options,
             "unit": protection.unit,
             "protocol": protocol,
-            "epsilon": protection.mechanism.epsilon,
-            "delta": protection.mechanism.delta,
+            "epsilon": mechanism.epsilon,
+            "delta": mechanism.delta,
             "person_epsilon": [protection.person_level_epsilon(float(k)) for k in (np.median(counts), counts.max())],
             "seed": seed,
             "rank1": rank1,
             "mAP": mean_ap,
+            "tpir": tpir,
             "chosen_on": "nothing",
-            "prior_cell": None if prior is None else prior.people_per_cell,
+            "prior_cell": None if prior is None else prior.people_behind,
+            "prior_is_public": prior is not None and prior.is_public,
+            "bound": bound_query_to_row(mechanism.epsilon, listed) if one_row_each and mechanism.pure else None,
         }
 
 
@@ -176,55 +211,21 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         params = ", ".join(f"{key} {value}" for key, value in row["params"].items())
-        groups.setdefault((row["mechanism"], params, row["protocol"], row["epsilon"]), []).append(row)
+        groups.setdefault((row["mechanism"], params, row["unit"], row["protocol"], row["epsilon"]), []).append(row)
     lines = []
     for key, group in groups.items():
-        figures = [[100 * row[name] for row in group] for name in ("rank1", "mAP")]
-        shown = [f"{np.mean(values):.1f} ± {np.std(values):.1f}" for values in figures]
+        shown = [_mean_and_deviation([row[name] for row in group]) for name in ("rank1", "mAP")]
+        rates = [_mean_and_deviation([(row["tpir"] or {}).get(str(rate)) for row in group]) for rate in FPIRS]
         cell = group[0]["prior_cell"]
+        people = "-" if cell is None else f"{cell:.1f}{' (public)' if group[0]['prior_is_public'] else ''}"
         person = "{:.3g} / {:.3g}".format(*group[0]["person_epsilon"])
-        lines.append([*key, person, *shown, "-" if cell is None else f"{cell:.1f}"])
-    headers = ["mechanism", "parameters", "protocol", "epsilon", "a person, median / largest", "rank-1", "mAP", "cell"]
+        bound = group[0]["bound"]
+        lines.append([*key, person, *shown, *rates, "-" if bound is None else f"{100 * bound:.1f}", people])
+    headers = ["mechanism", "parameters", "unit", "protocol", "epsilon", "a person, median / largest", "rank-1", "mAP"]
+    headers += [*(f"TPIR@{rate:.0%}" for rate in FPIRS), "bound on rank-1", "cell"]
     return tabulate(lines, headers=headers, disable_numparse=True)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Parser of ``tools/sweep.py``."""
-    made = argparse.ArgumentParser(
-        description="Utility of DP mechanisms over budgets, from saved features (arrays features, pids, camids).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    for split, text in (("train", "people outside the gallery"), ("query", "queries"), ("gallery", "gallery")):
-        made.add_argument(f"--{split}", required=True, help=f"features of the {text}: .npz or .safetensors")
-    made.add_argument("--mechanisms", nargs="+", default=["gaussian", "privunit_g"], metavar="NAME[:KEY=VALUE,...]")
-    made.add_argument("--epsilons", nargs="+", type=float, default=[4.0, 8.0, 16.0], help="budgets of one image")
-    made.add_argument("--protocols", nargs="+", default=list(PROTOCOLS), help="anonymous, enrolled")
-    made.add_argument("--seeds", type=int, default=3, help="noise draws")
-    made.add_argument("--delta", type=float, help="of approximate mechanisms (1e-5, if not given)")
-    made.add_argument("--transform", default="center", help="public transform, fitted on --train")
-    made.add_argument("--background-pids", nargs="*", type=int, default=[0], help="pids that are no person")
-    made.add_argument("--out", default="sweep.json", help="file to write")
-    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return made
-
-
-def sweep_command(argv: Sequence[str]) -> dict[str, Any]:
-    """Run a sweep as the command line says, write JSON, print the table."""
-    args = parser().parse_args(argv)
-    rows = sweep(
-        load_split(args.train),
-        load_split(args.query),
-        load_split(args.gallery),
-        mechanisms=[MechanismSpec.parse(text) for text in args.mechanisms],
-        epsilons=args.epsilons,
-        protocols=args.protocols,
-        seeds=args.seeds,
-        delta=args.delta,
-        transform=args.transform,
-        background_pids=args.background_pids,
-    )
-    record = {"rows": rows, "command": ["tools/sweep.py", *argv], "environment": environment("cpu")}
-    write_json(record, args.out)
-    print(table(rows))
-    print(f"Research noise: for figures only. Written to '{args.out}'")
-    return record
+def _mean_and_deviation(values: Sequence[float | None]) -> str:
+    known = [100 * value for value in values if value is not None]
+    return f"{np.mean(known):.1f} ± {np.std(known):.1f}" if known else "-"
