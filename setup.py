@@ -32,10 +32,18 @@ setup(
         "tabulate>=0.9",
         "rich>=13",
         "scikit-learn>=1.4",
+        "concept-erasure>=0.2.4",
         "matplotlib>=3.8",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "dp-accounting>=0.4", "pytest-benchmark>=4"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "dp-accounting>=0.4",
+            "mpmath>=1.3",
+            "pytest-benchmark>=4",
+        ],
         "dev": ["ruff>=0.6", "mypy>=1.11", "pre-commit>=3", "types-tabulate", "types-PyYAML"],
     },
     classifiers=[

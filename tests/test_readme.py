@@ -1,4 +1,4 @@
-"""Every fenced command and program of README and CONTRIBUTING runs, on small data where it names large ones."""
+"""Every fenced command and program of README, CONTRIBUTING and docs/privacy.md runs; large data are made small."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def adapt(command, folder):
     return command
 
 
-@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "docs/privacy.md"])
 def test_every_fenced_command_runs(checkout, file):
     found = commands(file)
     assert len(found) >= 4
