@@ -143,6 +143,29 @@ class PriorSubset(Mechanism):
         np.put_along_axis(result, self.members(rows).cpu().numpy(), self._probabilities[1], axis=1)
         return result
 
+    def marginal(self, features: np.ndarray | torch.Tensor) -> npt.NDArray[np.float64]:
+        """Return the mean over the rows of :meth:`symbol_probabilities`, without making it: (n, d) -> (M,).
+
+        Raises:
+            ValueError: wrong shape or type; NaN or infinity (rows are named).
+        """
+        rows, _ = arrays.to_rows(features)
+        held = np.bincount(self.members(rows).cpu().numpy().ravel(), minlength=len(self.codewords)) / len(rows)
+        outside, inside = self._probabilities
+        return outside + (inside - outside) * held
+
+    def expected(
+        self, features: np.ndarray | torch.Tensor, weights: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        """Return the mean of ``weights`` (M,) over each row's symbol, without all probabilities: (n, d) -> (n,).
+
+        Raises:
+            ValueError: wrong shape or type; NaN or infinity (rows are named).
+        """
+        rows, _ = arrays.to_rows(features)
+        outside, inside = self._probabilities
+        return outside * weights.sum() + (inside - outside) * weights[self.members(rows).cpu().numpy()].sum(axis=1)
+
     def prepare(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the rows as they are: their length does not matter."""
         return rows
