@@ -3,37 +3,73 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-import numpy as np
+from typing_extensions import Self
 
 from ..registry import Registry
+from .data import LeakageSet
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one attacker reached once.
+
+    Attributes:
+        score: the channel's primary figure, a fraction.
+        standard_error: of the score over the people it was measured on.
+        attacker: which model it was: ``logistic``, ``mlp``, ...
+        others: further figures by name.
+    """
+
+    score: float
+    standard_error: float
+    attacker: str
+    others: Mapping[str, float] = field(default_factory=dict)
 
 
 class Attack(ABC):
     """Contract of an attacker: fitted on people outside the gallery, then scored on the gallery's.
 
-    Leakage of its channel is ``(attack - floor) / (attack on clean features - floor)``: 0 at the floor, 1 as bad as
+    An entry measures one channel. Its features come protected as the gallery's are, so an attacker learns what the
+    protection leaves; it may use everything public: camids, the mechanism and its parameters (``test.protection``).
+    Leakage of a figure is ``(attack - floor) / (attack on clean features - floor)``: 0 at the floor, 1 as bad as
     unprotected.
 
-    Shape:
-        features: (n, d); labels: (n,), what the attacker is after (pids, an attribute, a camera).
+    A channel may have several figures (one an attribute); they are named by the keys of what :meth:`attack` returns,
+    and a channel with a single figure names it ``""``.
+
+    Args:
+        seed: of everything that the attacker draws.
+
+    Attributes:
+        channel: name in reports.
+        task: whether it is what Re-ID itself is (identification, linkage), read beside mAP, and not the headline.
     """
 
+    channel: ClassVar[str]
+    task: ClassVar[bool] = False
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self.seed = seed
+
     @abstractmethod
-    def fit(self, features: np.ndarray, labels: np.ndarray) -> Attack:
+    def fit(self, train: LeakageSet) -> Self:
         """Train on people outside the gallery, passed through the same protection; return self."""
 
     @abstractmethod
-    def attack(self, features: np.ndarray, labels: np.ndarray) -> float:
-        """Return the primary figure on the gallery's people, a fraction."""
+    def attack(self, test: LeakageSet) -> dict[str, Figure]:
+        """Return the figures on the gallery's people."""
 
     @abstractmethod
-    def floor(self, labels: np.ndarray) -> float:
-        """Return the figure of an attacker that does not look at the features."""
+    def floor(self, test: LeakageSet) -> dict[str, float]:
+        """Return the figures of an attacker that does not look at the features."""
 
     @abstractmethod
-    def ceiling(self, labels: np.ndarray) -> float:
-        """Return the figure of an attacker that knows everything."""
+    def ceiling(self, test: LeakageSet) -> dict[str, float]:
+        """Return the figures of an attacker that knows everything."""
 
 
 ATTACKS: Registry[type[Attack]] = Registry("attack", contract=Attack)

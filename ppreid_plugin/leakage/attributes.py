@@ -1,0 +1,142 @@
+"""Attributes and cameras: what probes read off the features about the person and the place."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import numpy as np
+from typing_extensions import Self
+
+from .attack import Attack, Figure, register_attack
+from .data import LeakageSet
+from .probe_models import Labels
+from .probes import Probe, fit_probes, probabilities
+from .scores import balanced_accuracy, balanced_accuracy_error
+
+
+class ProbeAttack(Attack):
+    """Reads labels off the features by the best of logistic regression, MLP and boosted trees on held-out people.
+
+    The figure is the balanced accuracy; its floor 1 / classes, of those that the gallery has. Where the training rows
+    carry their clean features too, the models learn from these and from both as well.
+
+    Args:
+        seed: of the split into held-out people and of the models.
+    """
+
+    uses_camids = True
+
+    def __init__(self, *, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        self.probes: dict[str, Probe] = {}
+
+    @abstractmethod
+    def labels(self, rows: LeakageSet, what: str) -> Mapping[str, Labels]:
+        """Return the labels by figure, (n,) each, -1 where not known; ``what`` names the rows in errors."""
+
+    def fit(self, train: LeakageSet) -> Self:
+        """Fit the probes on the people of ``train``.
+
+        Raises:
+            ValueError: labels that are missing or of one class, fewer people than folds.
+        """
+        people = train.people
+        labels = self.labels(people, "training rows")
+        camids = people.camids if self.uses_camids else None
+        self.probes = fit_probes(
+            people.features, labels, people.pids, camids=camids, clean=people.clean, seed=self.seed
+        )
+        return self
+
+    def attack(self, test: LeakageSet) -> dict[str, Figure]:
+        """Return a figure for each set of labels.
+
+        Raises:
+            RuntimeError: not fitted.
+            ValueError: labels that are missing or of one class.
+        """
+        if not self.probes:
+            raise RuntimeError(f"the attack on {self.channel} is not fitted; call fit(train) first.")
+        people = test.people
+        labels = self.labels(people, "rows to attack")
+        if missing := sorted(set(labels) - set(self.probes)):
+            raise ValueError(f"the training rows have no labels of {', '.join(missing)}. Give them, or drop these.")
+        probes = {name: self.probes[name] for name in labels}
+        said = probabilities(probes, people.features, people.camids if self.uses_camids else None)
+        figures = {}
+        for name, values in labels.items():
+            known = values >= 0
+            answers = probes[name].classes[said[name].argmax(axis=1)]
+            figures[name] = Figure(
+                balanced_accuracy(values[known], answers[known]),
+                balanced_accuracy_error(values[known], answers[known], people.pids[known], seed=self.seed),
+                probes[name].name,
+                {"held_out": probes[name].held_out, "accuracy": float((values == answers)[known].mean())},
+            )
+        return figures
+
+    def floor(self, test: LeakageSet) -> dict[str, float]:
+        """Return 1 / classes."""
+        labels = self.labels(test.people, "rows to attack")
+        return {name: 1 / len(np.unique(values[values >= 0])) for name, values in labels.items()}
+
+    def ceiling(self, test: LeakageSet) -> dict[str, float]:
+        """Return 1 each."""
+        return dict.fromkeys(self.labels(test.people, "rows to attack"), 1.0)
+
+
+@register_attack("attributes")
+class AttributesAttack(ProbeAttack):
+    """Reads each attribute of the people off the features, and from the camera label beside them.
+
+    Args:
+        seed: of the split into held-out people and of the models.
+    """
+
+    channel = "attributes"
+
+    def labels(self, rows: LeakageSet, what: str) -> Mapping[str, Labels]:
+        """Return the attributes.
+
+        Raises:
+            ValueError: none, or one with fewer than two classes.
+        """
+        if not rows.attributes:
+            raise ValueError(
+                f"the {what} have no attributes. Add arrays attr_<name>, or labels by pid (--attributes, "
+                "--market-attributes), or leave attributes out of --attacks."
+            )
+        single = [name for name, values in rows.attributes.items() if len(np.unique(values[values >= 0])) < 2]
+        if single:
+            raise ValueError(
+                f"attribute {', '.join(repr(name) for name in single)} has fewer than two classes among the {what}: "
+                "there is nothing to tell apart. Leave it out (--only names the attributes to keep)."
+            )
+        return rows.attributes
+
+
+@register_attack("camera")
+class CameraAttack(ProbeAttack):
+    """Reads the camera off the features, without its label.
+
+    Args:
+        seed: of the split into held-out people and of the models.
+    """
+
+    channel = "camera"
+    uses_camids = False
+
+    def labels(self, rows: LeakageSet, what: str) -> Mapping[str, Labels]:
+        """Return the camids as one set of labels.
+
+        Raises:
+            ValueError: one camera only.
+        """
+        cameras = np.unique(rows.camids)
+        if len(cameras) < 2:
+            raise ValueError(
+                f"the {what} are of one camera ({cameras[0] if len(cameras) else 'no rows'}): there is none to tell. "
+                "Give camids of two cameras or more, or leave camera out of --attacks."
+            )
+        return {"": np.where(rows.camids < 0, -1, rows.camids)}

@@ -1,0 +1,253 @@
+"""The battery: every attack, several seeds, on protected and on clean features, and what is made of their figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from tabulate import tabulate
+
+from ..progress import track
+from ..report.record import write_json
+from .attack import ATTACKS, Attack
+from .data import LeakageSet
+from .scores import combine, figure_record, maximum
+
+Rows: TypeAlias = LeakageSet | Callable[[int], LeakageSet]  # the same rows for every seed, or by seed: fresh noise
+RESUME_FORMAT = "ppreid_plugin leakage, finished attacks"
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """What the battery measured; figures are fractions.
+
+    Attributes:
+        channels: by channel, and for channels of several figures by name below: ``score, low, high`` (95 %), ``floor,
+            clean, leakage, attacker``, and beside them errors, further figures and the reason of a missing leakage.
+        task_max, non_task_max: the largest leakage of the channels that are what Re-ID itself is, and of the others:
+            ``channel, leakage, low, high``; None where none is available.
+        meta: what was measured.
+    """
+
+    channels: Mapping[str, Any]
+    task_max: Mapping[str, Any] | None
+    non_task_max: Mapping[str, Any] | None
+    meta: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record, ready for JSON."""
+        return asdict(self)
+
+    def figures(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return every figure with its name: ``identification``, ``attributes: hair``, ..."""
+        return [one for channel, figures in self.channels.items() for one in _flat(channel, figures)]
+
+    def table(self) -> str:
+        """Return the figures as a table, in percent."""
+        lines = [
+            [
+                name,
+                figure["attacker"],
+                f"{100 * figure['score']:.1f}",
+                f"{100 * figure['low']:.1f} to {100 * figure['high']:.1f}",
+                f"{100 * figure['floor']:.1f}",
+                "-" if figure["clean"] is None else f"{100 * figure['clean']:.1f}",
+                _share(figure),
+            ]
+            for name, figure in self.figures()
+        ]
+        headers = ["channel", "attacker", "score", "95 %", "floor", "clean", "leakage"]
+        return tabulate(lines, headers=headers, disable_numparse=True)
+
+
+def measure_leakage(
+    train: Rows,
+    test: Rows,
+    clean: LeakageSet | None = None,
+    clean_train: LeakageSet | None = None,
+    *,
+    attacks: Sequence[str] = ("attributes", "camera", "identification"),
+    seeds: int = 3,
+    resume: str | Path | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> Leakage:
+    """Run attacks on features, protected or not, and on their clean counterparts.
+
+    Args:
+        train: people outside the gallery, protected as ``test`` is; a function of the seed gives fresh noise.
+        test: the gallery, as released; a function of the seed where research noise stands for it.
+        clean: the gallery unprotected; None: leakage is not available.
+        clean_train: people outside the gallery, unprotected: the attackers on ``clean`` learn from them.
+        attacks: registered attacks.
+        seeds: number of runs, seeds 1, 2, ...
+        resume: JSON file that keeps finished runs; what it holds for the same features and labels is not run again.
+        meta: further entries of the result's ``meta``.
+
+    Raises:
+        ValueError: an unknown attack, seeds below 1, columns that differ, ``clean`` without ``clean_train``, and what
+            the attacks say about missing labels, before anything is trained.
+    """
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise ValueError(f"seeds is {seeds!r}, must be a whole number >= 1; 3 or more give an interval over seeds.")
+    kinds = {name: ATTACKS.get(name, key="attacks") for name in dict.fromkeys(attacks)}
+    if not kinds:
+        raise ValueError(f"attacks is empty; registered: {', '.join(ATTACKS.names())}.")
+    if (clean is None) != (clean_train is None):
+        raise ValueError(
+            "clean and clean_train must both be given: the attackers on clean features learn from clean training rows."
+        )
+    sides: dict[str, tuple[Rows, Rows]] = {"protected": (train, test)}
+    if clean is not None and clean_train is not None:
+        sides["clean"] = (clean_train, clean)
+    first = {side: (_rows(one, 1), _rows(other, 1)) for side, (one, other) in sides.items()}
+    for side, (learned, attacked) in first.items():
+        _check_columns(side, learned, attacked)
+        for kind in kinds.values():
+            kind(seed=1).floor(attacked)  # what is missing is named before anything is trained
+    store = _Store(resume)
+    plan = [(name, side, seed) for seed in range(1, seeds + 1) for side in sides for name in kinds]
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    drawn: tuple[str, int, LeakageSet, LeakageSet, str] | None = None
+    for name, side, seed in track(plan, "Attacks", unit="attacks"):
+        if drawn is None or drawn[:2] != (side, seed):
+            learned, attacked = first[side] if seed == 1 else [_rows(one, seed) for one in sides[side]]
+            drawn = (side, seed, learned, attacked, _fingerprint(learned, attacked))
+        key = f"{name} {side} {seed} {drawn[4]}"
+        if (run := store.get(key)) is None:
+            run = _run(kinds[name](seed=seed), drawn[2], drawn[3])
+            store.put(key, run)
+        runs.setdefault((name, side), []).append(run)
+    channels: dict[str, Any] = {}
+    for name, kind in kinds.items():
+        figures = _combined(runs[name, "protected"], runs.get((name, "clean")))
+        channels[kind.channel] = figures[""] if set(figures) == {""} else figures
+    tasks = {kind.channel for kind in kinds.values() if kind.task}
+    return Leakage(
+        channels,
+        maximum(one for channel in channels if channel in tasks for one in _flat(channel, channels[channel])),
+        maximum(one for channel in channels if channel not in tasks for one in _flat(channel, channels[channel])),
+        {"seeds": seeds, "train": _sizes(first["protected"][0]), "test": _sizes(first["protected"][1]), **(meta or {})},
+    )
+
+
+class _Store:
+    """Finished runs in a JSON file, written after each."""
+
+    def __init__(self, path: str | Path | None) -> None:
+        self._path = None if path is None else Path(path)
+        self._runs: dict[str, Any] = {}
+        if self._path is None or not self._path.exists():
+            return
+        try:
+            stored = json.loads(self._path.read_text(encoding="utf-8"))
+            if stored["format"] != RESUME_FORMAT:
+                raise KeyError("format")
+            self._runs = dict(stored["runs"])
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"'{self._path}' does not hold finished attacks. Delete it, or name another file."
+            ) from None
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """Return the run, if it is finished."""
+        return self._runs.get(key)
+
+    def put(self, key: str, run: dict[str, Any]) -> None:
+        """Keep a run."""
+        self._runs[key] = run
+        if self._path is not None:
+            write_json({"format": RESUME_FORMAT, "runs": self._runs}, self._path)
+
+
+def _run(attack: Attack, train: LeakageSet, test: LeakageSet) -> dict[str, Any]:
+    figures, floors = attack.fit(train).attack(test), attack.floor(test)
+    return {
+        name: {**asdict(figure), "others": dict(figure.others), "floor": floors[name]}
+        for name, figure in figures.items()
+    }
+
+
+def _combined(
+    protected: Sequence[Mapping[str, Any]], clean: Sequence[Mapping[str, Any]] | None
+) -> dict[str, dict[str, Any]]:
+    figures = {}
+    for name in protected[0]:
+        runs = [run[name] for run in protected]
+        score = combine([run["score"] for run in runs], [run["standard_error"] for run in runs])
+        floor = float(np.mean([run["floor"] for run in runs]))
+        attacker = Counter(run["attacker"] for run in runs).most_common(1)[0][0]
+        unprotected, clean_floor = None, None
+        if clean is not None and all(name in run for run in clean):
+            others = [run[name] for run in clean]
+            unprotected = combine([run["score"] for run in others], [run["standard_error"] for run in others])
+            clean_floor = float(np.mean([run["floor"] for run in others]))
+        record = figure_record(score, floor, unprotected, attacker=attacker, clean_floor=clean_floor)
+        record["others"] = _means([run["others"] for run in runs])
+        if clean is not None and unprotected is not None:
+            record["clean_others"] = _means([run[name]["others"] for run in clean])
+        figures[name] = record
+    return figures
+
+
+def _means(others: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = [name for name in others[0] if all(isinstance(one.get(name), (int, float)) for one in others)]
+    return {name: float(np.mean([one[name] for one in others])) for name in names}
+
+
+def _flat(channel: str, figures: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    if "score" in figures and not isinstance(figures["score"], Mapping):
+        return [(channel, figures)]
+    return [(f"{channel}: {name}", figure) for name, figure in figures.items()]
+
+
+def _share(figure: Mapping[str, Any]) -> str:
+    if figure["leakage"] is None:
+        return "-" if figure["clean"] is None else "n/a"
+    return f"{100 * figure['leakage']:.1f} ({100 * figure['leakage_low']:.1f} to {100 * figure['leakage_high']:.1f})"
+
+
+def _rows(rows: Rows, seed: int) -> LeakageSet:
+    return rows if isinstance(rows, LeakageSet) else rows(seed)
+
+
+def _check_columns(side: str, train: LeakageSet, test: LeakageSet) -> None:
+    columns = train.features.shape[1], test.features.shape[1]
+    if columns[0] != columns[1]:
+        raise ValueError(
+            f"the {side} training rows have {columns[0]} columns, the rows to attack {columns[1]}: they are not of the "
+            "same model, or not protected alike."
+        )
+
+
+def _sizes(rows: LeakageSet) -> dict[str, int]:
+    people = rows.people
+    return {
+        "rows": len(rows),
+        "people": len(np.unique(people.pids)),
+        "cameras": len(np.unique(people.camids)),
+        "columns": rows.features.shape[1],
+    }
+
+
+def _fingerprint(*sets: LeakageSet) -> str:
+    """Return a digest of features and labels, so that a resumed run is one of the same data."""
+    digest = hashlib.sha256()
+    for rows in sets:
+        arrays: dict[str, Any] = {
+            "features": rows.features,
+            "pids": rows.pids,
+            "camids": rows.camids,
+            **rows.attributes,
+        }
+        if rows.clean is not None:
+            arrays["clean"] = rows.clean
+        for name, array in sorted(arrays.items()):
+            digest.update(f"{name} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
+        digest.update(repr(rows.background_pids).encode())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,209 @@
+"""Command line of the attackers: ``tools/measure_leakage.py``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..dp.feature_files import load_truth
+from ..dp.gallery import DPGallery
+from ..dp.spec import MechanismSpec
+from ..dp.stored import load_release
+from ..dp.units import UNITS
+from ..report.record import environment, write_json
+from ..report.sweep import make_gallery
+from .attack import ATTACKS
+from .battery import Leakage, Rows, measure_leakage
+from .data import LeakageSet
+from .inputs import Labeler, load_set, read_truth_table
+from .protection import protect, released
+
+USUAL = ("attributes", "camera", "identification", "linkage", "membership")  # those that are there, if none is named
+_TRAIN_DRAWS = 10_000  # seeds of the noise on training rows start here: never a draw of the gallery's
+
+
+def parser() -> argparse.ArgumentParser:
+    """Parser of ``tools/measure_leakage.py``."""
+    made = argparse.ArgumentParser(
+        description="Attack features and say what they give away: fractions of what clean features do.",
+        epilog="Files hold the arrays features, pids, camids, and may hold row_ids and attr_<name> (whole numbers from "
+        "0, -1: not known), as .npz or .safetensors.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = made.add_argument
+    add("--train", required=True, help="features of people outside the gallery; clean with --release and --mechanism")
+    add("--test", help="features to attack: the gallery")
+    add("--release", metavar="DIR", help="attack this stored release; --train is protected as its manifest says")
+    add("--truth", nargs="+", default=[], metavar="FILE", help="labels of the release's rows: --truth-out's, or .npz")
+    add("--mechanism", metavar="NAME[:KEY=VALUE,...]", help="protect --train and --test first, with research noise")
+    add("--epsilon", type=float, help="budget of one unit, with --mechanism")
+    add("--delta", type=float, help="of approximate mechanisms (1e-5, if not given)")
+    add("--unit", default="image", choices=UNITS, help="unit of privacy, with --mechanism")
+    add("--transform", default="center", help="public transform before the mechanism, fitted on --train")
+    add("--clean", help="the gallery unprotected (with --mechanism it is --test)")
+    add("--clean-train", help="people outside the gallery, unprotected, where --train is protected already")
+    add("--attributes", metavar="FILE", help="arrays pids and attr_<name>: labels of people, added by pid")
+    add("--market-attributes", metavar="FILE", help="market_attribute.mat: labels of Market-1501's people")
+    add("--only", nargs="+", metavar="NAME", help="attributes to keep")
+    add("--attacks", nargs="+", metavar="NAME", help=f"{', '.join(USUAL)}: those there are, if none is named")
+    add("--seeds", type=int, default=3, help="runs of every attack")
+    add("--background-pids", nargs="*", type=int, default=[0], help="pids of the gallery that are no person")
+    add("--out", default="leakage.json", help="file to write; finished attacks are kept beside it until it is")
+    add("--fresh", action="store_true", help="run attacks again that an interrupted run has finished")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return made
+
+
+def leakage_command(argv: Sequence[str]) -> Leakage:
+    """Attack as the command line says, write JSON, print the table."""
+    args = parser().parse_args(argv)
+    _check(args)
+    out = Path(args.out)
+    background = tuple(args.background_pids)
+    labeler = Labeler(args.attributes, args.market_attributes, args.only)
+    train = labeler(load_set(args.train, ()), "--train")
+    clean_train = labeler(load_set(args.clean_train, ()), "--clean-train") if args.clean_train else None
+    clean = labeler(load_set(args.clean, background), "--clean") if args.clean else None
+    learned: Rows = train
+    attacked: Rows
+    about: dict[str, Any] = {"protection": None}
+    if args.release:
+        attacked, learned, about = _of_release(args, train, labeler)
+        clean_train = train if clean is not None else None
+    elif args.mechanism:
+        test = labeler(load_set(args.test, background), "--test")
+        gallery = _gallery(args, train)
+        attacked = _Drawn(test, gallery, 0)
+        learned = _Drawn(train, gallery, _TRAIN_DRAWS)
+        clean, clean_train = (test if clean is None else clean), train
+        about = {"protection": {**gallery.describe(), "written": str(args.mechanism)}}
+    else:
+        attacked = labeler(load_set(args.test, background), "--test")
+        if clean is not None and clean_train is not None and len(clean_train) == len(train):
+            learned = _known_clean(train, clean_train)
+    attacks = args.attacks or _usual(train)
+    resume = out.with_name(out.name + ".finished.json")
+    if args.fresh:
+        resume.unlink(missing_ok=True)
+    found = measure_leakage(
+        learned,
+        attacked,
+        clean,
+        clean_train,
+        attacks=attacks,
+        seeds=args.seeds,
+        resume=resume,
+        meta={**about, "command": ["tools/measure_leakage.py", *argv], "environment": environment("cpu")},
+    )
+    write_json(found.to_json(), out)
+    resume.unlink(missing_ok=True)
+    print(found.table())
+    for name, figure in found.figures():
+        if figure["clean"] is not None and figure["leakage"] is None:
+            print(f"n/a, {name}: {figure['reason']}.")
+    for name, largest in (("task", found.task_max), ("non-task", found.non_task_max)):
+        if largest is not None:
+            span = f"{largest['low']:.1%} to {largest['high']:.1%}"
+            print(f"Largest {name} leakage: {largest['leakage']:.1%} ({span}), {largest['channel']}.")
+    print(f"Written to '{out}'")
+    return found
+
+
+class _Drawn:
+    """Rows protected with another draw for each seed; the last one is kept."""
+
+    def __init__(self, rows: LeakageSet, protection: Any, offset: int) -> None:
+        self._draw = lru_cache(maxsize=1)(lambda seed: protect(rows, protection, offset + seed))
+
+    def __call__(self, seed: int) -> LeakageSet:
+        return self._draw(seed)
+
+
+def _of_release(
+    args: argparse.Namespace, train: LeakageSet, labeler: Labeler
+) -> tuple[LeakageSet, Rows, dict[str, Any]]:
+    release = load_release(args.release)
+    manifest = release.manifest
+    background = tuple({*args.background_pids, *manifest.get("background_pids", ())})
+    tables = [path for path in args.truth if Path(path).suffix in (".npz", ".safetensors")]
+    named = load_truth([path for path in args.truth if path not in tables])
+    known: dict[str, dict[str, int]] = {}
+    for path in tables:
+        rows, labels = read_truth_table(path)
+        named |= rows
+        known |= labels
+    attacked = released(release, named, background_pids=background)
+    names = sorted({name for labels in known.values() for name in labels})
+    columns = {
+        name: np.array([known.get(row, {}).get(name, -1) for row in attacked.row_ids], dtype=np.int64) for name in names
+    }
+    attacked = labeler(dataclasses.replace(attacked, attributes=columns), "--release")
+    about = {
+        "protection": {
+            key: manifest.get(key) for key in ("release", "epsilon", "delta", "unit", "protocol", "mechanism")
+        }
+    }
+    return attacked, _Drawn(train, release, _TRAIN_DRAWS), about
+
+
+def _gallery(args: argparse.Namespace, train: LeakageSet) -> DPGallery:
+    gallery = make_gallery(
+        MechanismSpec.parse(args.mechanism),
+        epsilon=args.epsilon,
+        unit=args.unit,
+        seed=1,
+        delta=args.delta,
+        transform=args.transform,
+        background_pids=tuple(args.background_pids),
+    )
+    return gallery.fit(torch.from_numpy(train.features), train.pids)
+
+
+def _known_clean(train: LeakageSet, clean_train: LeakageSet) -> LeakageSet:
+    """Return the protected training rows with their clean features, if the two files hold the same rows."""
+    same = np.array_equal(train.pids, clean_train.pids) and np.array_equal(train.camids, clean_train.camids)
+    if not same or train.row_ids != clean_train.row_ids:
+        return train
+    return dataclasses.replace(train, clean=clean_train.features)
+
+
+def _usual(train: LeakageSet) -> list[str]:
+    names = [name for name in USUAL if name in ATTACKS]
+    if not train.attributes:
+        print("No attributes are known, so that channel is left out (--attributes, --market-attributes).")
+        names.remove("attributes")
+    return names
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.release and (args.test or args.mechanism):
+        raise ValueError(
+            "--release is given beside --test or --mechanism: its rows are what is attacked. Leave one out."
+        )
+    if not args.release and not args.test:
+        raise ValueError("--test FILE or --release DIR is missing: say what is to be attacked.")
+    if args.truth and not args.release:
+        raise ValueError("--truth names the rows of a release; give --release DIR, or leave it out.")
+    if bool(args.mechanism) != (args.epsilon is not None):
+        raise ValueError("--mechanism and --epsilon belong together, such as: --mechanism privunit_g --epsilon 8")
+    for name in args.attacks or ():
+        ATTACKS.get(name, key="--attacks")
+    if args.seeds < 1:
+        raise ValueError(f"--seeds is {args.seeds}, must be >= 1; 3 or more give an interval over seeds.")
+    if args.clean and not (args.clean_train or args.release or args.mechanism):
+        raise ValueError(
+            "--clean needs --clean-train FILE: the attackers on clean features learn from clean training rows. (With "
+            "--release and --mechanism these are --train.)"
+        )
+    if args.clean_train and not args.clean:
+        raise ValueError("--clean-train needs --clean FILE: the gallery's rows unprotected.")
+    folder = Path(args.out).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--out is '{args.out}', but '{folder}' is no folder. Make it first.")

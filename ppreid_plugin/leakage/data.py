@@ -1,0 +1,96 @@
+"""What an attacker gets: features of some people, with the labels that it learns from or is scored by."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..dp.arrays import to_rows
+
+
+@dataclass(frozen=True, eq=False)
+class LeakageSet:
+    """Rows of features with labels.
+
+    Args:
+        features: (n, d), float; kept as float32.
+        pids, camids: (n,), whole numbers.
+        attributes: by name, (n,), whole numbers from 0; -1 where a row's label is not known.
+        row_ids: (n,), names of the rows; empty: none known.
+        background_pids: pids that are no person: attackers leave their rows out.
+        protection: what the features went through, for attackers that adapt to it: the component or a stored release's
+            manifest; None: clean features.
+        clean: (n, k), the same rows as they reach the noise, which whoever protects rows of his own knows; None: not
+            known. Attackers may learn from it, never from that of the rows they are scored on.
+
+    Raises:
+        ValueError: shapes that differ, no rows, NaN or infinity (rows are named), labels that are no whole numbers.
+    """
+
+    features: npt.NDArray[np.float32]
+    pids: npt.NDArray[np.int64]
+    camids: npt.NDArray[np.int64]
+    attributes: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    row_ids: tuple[str, ...] = ()
+    background_pids: tuple[int, ...] = (0,)
+    protection: Any = None
+    clean: npt.NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        rows, _ = to_rows(self.features)
+        object.__setattr__(self, "features", rows.float().cpu().numpy())
+        if self.clean is not None:
+            clean, _ = to_rows(self.clean)
+            if len(clean) != len(rows):
+                raise ValueError(f"clean holds {len(clean)} rows, features {len(rows)}: they must be the same rows.")
+            object.__setattr__(self, "clean", clean.float().cpu().numpy())
+        labels = {"pids": self.pids, "camids": self.camids}
+        labels |= {f"attributes[{name}]": values for name, values in self.attributes.items()}
+        for name, values in labels.items():
+            array = np.asarray(values)
+            if array.shape != (len(rows),) or array.dtype.kind not in "iu":
+                raise ValueError(
+                    f"{name} has shape {array.shape} and type {array.dtype}, must be ({len(rows)},), whole numbers: "
+                    "one a row of features."
+                )
+        for name in ("pids", "camids"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name)).astype(np.int64))
+        kept = {name: np.asarray(values).astype(np.int64) for name, values in self.attributes.items()}
+        object.__setattr__(self, "attributes", kept)
+        object.__setattr__(self, "row_ids", tuple(str(row_id) for row_id in self.row_ids))
+        if not len(rows):
+            raise ValueError("features holds no rows. Give the features of at least one image.")
+        if self.row_ids and len(self.row_ids) != len(rows):
+            raise ValueError(f"row_ids holds {len(self.row_ids)} names for {len(rows)} rows of features.")
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def take(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> LeakageSet:
+        """Return the rows that ``chosen`` marks or names by position."""
+        places = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        return dataclasses.replace(
+            self,
+            features=self.features[places],
+            pids=self.pids[places],
+            camids=self.camids[places],
+            attributes={name: values[places] for name, values in self.attributes.items()},
+            row_ids=tuple(self.row_ids[place] for place in places.tolist()) if self.row_ids else (),
+            clean=None if self.clean is None else self.clean[places],
+        )
+
+    def with_features(
+        self, features: npt.ArrayLike, protection: Any = None, clean: npt.NDArray[np.float32] | None = None
+    ) -> LeakageSet:
+        """Return the same rows with other features, (n, any)."""
+        return dataclasses.replace(self, features=np.asarray(features), protection=protection, clean=clean)
+
+    @property
+    def people(self) -> LeakageSet:
+        """The rows of people: without background."""
+        return self.take(~np.isin(self.pids, np.asarray(self.background_pids, dtype=np.int64)))

@@ -1,0 +1,238 @@
+"""The command line of the attackers: what it reads, protects, writes and refuses."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from planted import identities
+from safetensors.numpy import save_file
+from scipy.io import savemat
+
+from ppreid_plugin import DPGallery, cli
+from ppreid_plugin.dp.ledger import Ledger
+from ppreid_plugin.dp.mechanisms import build_mechanism
+from ppreid_plugin.dp.plan import ReleaseTerms
+from ppreid_plugin.dp.release import release_gallery
+from ppreid_plugin.dp.stored import load_release
+from ppreid_plugin.dp.transforms import build_transform
+from ppreid_plugin.dp.units import GalleryRows
+from ppreid_plugin.leakage.command import leakage_command
+from ppreid_plugin.leakage.inputs import load_set
+from ppreid_plugin.leakage.market_attributes import load_market_attributes, with_attributes
+from ppreid_plugin.leakage.protection import protect, released
+
+TOOL = Path(__file__).parents[2] / "tools" / "measure_leakage.py"
+TRAIN, TEST = identities(24, seed=1, first_pid=0), identities(20, seed=2)
+
+
+def write(path, rows, **changes):
+    arrays = {"features": rows.features, "pids": rows.pids, "camids": rows.camids, "attr_a": rows.attributes["a"]}
+    arrays |= {"row_ids": np.array([f"{pid:04d}_c1s1_{place:06d}_00.jpg" for place, pid in enumerate(rows.pids)])}
+    arrays = {name: array for name, array in (arrays | changes).items() if array is not None}
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture
+def files(tmp_path):
+    return {"train": write(tmp_path / "train.npz", TRAIN), "test": write(tmp_path / "test.npz", TEST)}
+
+
+def run(capsys, *argv):
+    code = cli.run(leakage_command, [str(word) for word in argv])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_json_and_table(files, tmp_path, capsys):
+    out = tmp_path / "leakage.json"
+    argv = ["--train", files["train"], "--test", files["test"], "--clean", files["test"], "--clean-train"]
+    argv += [files["train"], "--attacks", "identification", "--seeds", 2, "--out", out]
+    code, printed, err = run(capsys, *argv)
+    assert code == 0, err
+    record = json.loads(out.read_text())
+    assert set(record) == {"channels", "task_max", "non_task_max", "meta"}
+    figure = record["channels"]["identification"]
+    assert set(figure) >= {"score", "low", "high", "floor", "clean", "leakage", "attacker"}
+    assert figure["floor"] == 1 / 20
+    assert figure["leakage"] == pytest.approx(1.0)  # nothing protects them
+    assert record["task_max"]["channel"] == "identification"
+    assert record["non_task_max"] is None
+    assert record["meta"]["command"] == ["tools/measure_leakage.py", *map(str, argv)]
+    assert "Largest task leakage: 100.0%" in printed
+    assert list(tmp_path.glob("*finished*")) == []
+
+
+def test_the_tool_runs(files, tmp_path, monkeypatch):
+    out = tmp_path / "leakage.json"
+    argv = ["--train", files["train"], "--test", files["test"], "--attacks", "identification", "--seeds", 1]
+    monkeypatch.setattr(sys, "argv", ["measure_leakage.py", *map(str, argv), "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    assert ended.value.code == 0
+    figure = json.loads(out.read_text())["channels"]["identification"]
+    assert figure["clean"] is None
+    assert figure["leakage"] is None
+
+
+def test_a_mechanism_protects_both_sides_and_noise_hides_people(files, tmp_path, capsys):
+    shown = {}
+    for epsilon in (0.5, 500):
+        out = tmp_path / f"{epsilon}.json"
+        argv = ["--train", files["train"], "--test", files["test"], "--mechanism", "privunit_g", "--epsilon", epsilon]
+        code, _, err = run(capsys, *argv, "--attacks", "identification", "--seeds", 1, "--out", out)
+        assert code == 0, err
+        shown[epsilon] = json.loads(out.read_text())["channels"]["identification"]
+    assert shown[0.5]["leakage"] < 0.3
+    assert shown[500]["leakage"] > 0.8
+    assert shown[0.5]["clean"] == pytest.approx(shown[500]["clean"])
+
+
+def released_folder(tmp_path, epsilon=500.0):
+    rows = GalleryRows(TEST.features, [f"t{place}" for place in range(len(TEST))], TEST.pids, TEST.camids)
+    center = build_transform("center").fit(TRAIN.features)
+    release_gallery(
+        rows,
+        tmp_path / "release",
+        ledger=Ledger(tmp_path / "ledger", "market", epsilon=1000.0, delta=1e-4),
+        mechanism=build_mechanism("gaussian", epsilon=epsilon),
+        transform=center,
+        terms=ReleaseTerms(name="a", model="m"),
+        truth_out=tmp_path / "truth.json",
+    )
+    return tmp_path / "release", tmp_path / "truth.json"
+
+
+def test_a_release_is_attacked_with_training_rows_protected_alike(files, tmp_path, capsys):
+    folder, truth = released_folder(tmp_path)
+    out = tmp_path / "leakage.json"
+    argv = ["--release", folder, "--truth", truth, "--train", files["train"], "--clean", files["test"], "--out", out]
+    code, _, err = run(capsys, *argv, "--attacks", "identification", "--seeds", 1)
+    assert code == 0, err
+    record = json.loads(out.read_text())
+    assert record["channels"]["identification"]["leakage"] > 0.8
+    assert record["meta"]["protection"]["epsilon"] == 500.0
+
+    release = load_release(folder)
+    mine = protect(TRAIN, release, seed=1)
+    again, other = protect(TRAIN, release, seed=1), protect(TRAIN, release, seed=2)
+    np.testing.assert_array_equal(mine.features, again.features)
+    assert np.abs(mine.features - other.features).max() > 0.01
+    np.testing.assert_allclose(np.linalg.norm(mine.features, axis=1), 1, rtol=1e-5)
+    assert (mine.pids.tolist(), mine.camids.tolist()) == (TRAIN.pids.tolist(), TRAIN.camids.tolist())
+    wanted = release.transform().transform(TRAIN.features)
+    np.testing.assert_allclose(mine.clean, wanted, atol=1e-5)  # as it reaches the noise
+    assert np.abs(mine.features - mine.clean).max() > 0
+
+    table = tmp_path / "truth.npz"
+    names = {row["row"]: row for row in json.loads(truth.read_text())["rows"]}
+    order = sorted(names)
+    labels = {key: np.array([names[name][key] for name in order]) for key in ("pid", "camid")}
+    np.savez(table, row_ids=np.array(order), pids=labels["pid"], camids=labels["camid"], attr_b=labels["pid"] % 2)
+    code, _, err = run(
+        capsys, "--release", folder, "--truth", table, "--train", files["train"], "--attacks", "identification",
+        "--seeds", 1, "--out", out,
+    )  # fmt: skip
+    assert code == 0, err
+    labeled = released(release, {name: (names[name]["pid"], names[name]["camid"]) for name in order})
+    np.testing.assert_array_equal(labeled.features, np.asarray(release.features))
+    with pytest.raises(ValueError, match="lacks 120 of the release's 120 rows"):
+        released(release, {})
+
+
+def test_a_component_protects_as_evaluation_does():
+    gallery = DPGallery("gaussian", epsilon=4.0, seed=7).fit(TRAIN.features)
+    mine = protect(TEST, gallery, seed=7)
+    import torch
+
+    np.testing.assert_allclose(mine.features, gallery.protect(torch.from_numpy(TEST.features)), atol=1e-6)
+    assert gallery.seed == 7
+    assert np.abs(protect(TEST, gallery, seed=8).features - mine.features).max() > 0.01
+    assert gallery.seed == 7
+    prototypes = protect(TEST, DPGallery("gaussian", epsilon=4.0, unit="person").fit(TRAIN.features), seed=1)
+    assert prototypes.pids.tolist() == list(range(1, 21))
+    assert prototypes.attributes["a"].tolist() == [pid % 2 for pid in range(1, 21)]
+    assert set(prototypes.camids.tolist()) == {-1}
+
+
+def test_safetensors_and_rows_that_are_no_people(tmp_path):
+    pids = TEST.pids.copy()
+    pids[:3], pids[3:5] = -1, 0
+    names = np.array([np.frombuffer(f"{place:04d}".encode(), dtype=np.uint8) for place in range(len(pids))])
+    arrays = {"features": TEST.features, "pids": pids, "camids": TEST.camids, "row_ids": names}
+    save_file(arrays, tmp_path / "test.safetensors")
+    rows = load_set(tmp_path / "test.safetensors", (0,))
+    assert len(rows) == len(pids) - 3  # without junk
+    assert len(rows.people) == len(pids) - 5
+    assert rows.row_ids[0] == "0003"
+
+
+def market_file(path):
+    def table(pids, **values):
+        columns = {name: np.array(column, dtype=np.uint8) for name, column in values.items()}
+        return {**columns, "image_index": np.array([f"{pid:04d}" for pid in pids], dtype=object)}
+
+    train = table([2, 7], gender=[1, 2], age=[2, 4], upred=[2, 1], upblue=[1, 1], down=[1, 2], downblack=[1, 2])
+    test = table([1, 3], downblack=[2, 1], gender=[2, 1], age=[1, 1], upblue=[2, 2], upred=[1, 2], down=[2, 2])
+    savemat(path, {"market_attribute": {"train": train, "test": test}})
+    return path
+
+
+def test_market_attributes_by_person(tmp_path):
+    people = load_market_attributes(market_file(tmp_path / "market_attribute.mat"))
+    assert people == {
+        2: {"gender": 0, "age": 1, "down": 0, "up_color": 1, "down_color": -1},
+        7: {"gender": 1, "age": 3, "down": 1, "up_color": -1, "down_color": 0},
+        1: {"gender": 1, "age": 0, "down": 1, "up_color": 0, "down_color": 0},
+        3: {"gender": 0, "age": 0, "down": 1, "up_color": -1, "down_color": -1},
+    }
+    rows = identities(3, rows_each=2, first_pid=0)  # torchreid's labels 0, 1, 2 of people 7, 2, 9
+    names = tuple(f"set/train/{pid:04d}_c{camera}s1_000001_00.jpg" for pid in (7, 2, 9) for camera in (1, 2))
+    import dataclasses
+
+    labeled = with_attributes(dataclasses.replace(rows, row_ids=names), people, named=True)
+    assert labeled.attributes["gender"].tolist() == [1, 1, 0, 0, -1, -1]
+    with pytest.raises(ValueError, match="no market_attribute.mat"):
+        savemat(tmp_path / "other.mat", {"x": np.ones(3)})
+        load_market_attributes(tmp_path / "other.mat")
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "message"),
+    [
+        ({"camids": None}, (), "test.npz' lacks camids; it holds attr_a, features, pids, row_ids"),
+        ({"camids": TEST.camids[:-1]}, (), "camids has shape (119,)"),
+        ({"pids": TEST.pids.astype(float)}, (), "pids has shape (120,) and type float64"),
+        ({"features": np.where(TEST.features > 8, np.nan, TEST.features)}, (), "hold NaN or infinity"),
+        ({"features": TEST.features[:, :5]}, (), "have 16 columns, the rows to attack 5"),
+        ({"camids": 0 * TEST.camids}, (), "of one camera"),
+        ({"attr_a": 0 * TEST.pids}, ("--attacks", "attributes"), "attribute 'a' has fewer than two classes"),
+        ({"attr_a": None}, ("--attacks", "attributes"), "have no attributes. Add arrays attr_<name>"),
+        ({}, ("--only", "b"), "--only has 'b'; --train has: a"),
+        ({}, ("--attacks", "identificaton"), "Did you mean 'identification'?"),
+        ({}, ("--mechanism", "gaussian"), "--mechanism and --epsilon belong together"),
+        ({}, ("--release", "x"), "--release is given beside --test"),
+        ({}, ("--truth", "x"), "--truth names the rows of a release"),
+        ({}, ("--clean", "x.npz"), "--clean needs --clean-train"),
+        ({}, ("--seeds", "0"), "--seeds is 0"),
+        ({}, ("--out", "nowhere/leakage.json"), "is no folder"),
+    ],
+)  # fmt: skip
+def test_errors(tmp_path, capsys, monkeypatch, changes, flags, message):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--train", write(tmp_path / "train.npz", TRAIN), "--test", write(tmp_path / "test.npz", TEST, **changes)]
+    code, _, err = run(capsys, *argv, "--attacks", "identification", *flags)
+    assert code == 2
+    assert message in err
+    assert not list(tmp_path.glob("leakage*"))
+
+
+def test_too_few_training_people_are_named(tmp_path, capsys):
+    few = TRAIN.take(TRAIN.pids < 2)
+    argv = ["--train", write(tmp_path / "train.npz", few), "--test", write(tmp_path / "test.npz", TEST)]
+    code, _, err = run(capsys, *argv, "--attacks", "attributes", "--out", tmp_path / "leakage.json")
+    assert code == 2
+    assert "2 training people are fewer than 3 folds" in err
