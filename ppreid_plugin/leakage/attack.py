@@ -22,12 +22,14 @@ class Figure:
         standard_error: of the score over the people it was measured on.
         attacker: which model it was: ``logistic``, ``mlp``, ...
         others: further figures by name.
+        tpr: of a score that is an AUC, the ROC curve: true positive rates at :data:`.linkage_figures.ROC_FPRS`.
     """
 
     score: float
     standard_error: float
     attacker: str
     others: Mapping[str, float] = field(default_factory=dict)
+    tpr: tuple[float, ...] = ()
 
 
 class Attack(ABC):

@@ -17,6 +17,7 @@ from ..progress import track
 from ..report.record import write_json
 from .attack import ATTACKS, Attack
 from .data import LeakageSet
+from .linkage_figures import ROC_FPRS
 from .scores import combine, figure_record, maximum
 
 Rows: TypeAlias = LeakageSet | Callable[[int], LeakageSet]  # the same rows for every seed, or by seed: fresh noise
@@ -191,6 +192,8 @@ def _combined(
         record["others"] = _means([run["others"] for run in runs])
         if clean is not None and unprotected is not None:
             record["clean_others"] = _means([run[name]["others"] for run in clean])
+        if all(run.get("tpr") for run in runs):
+            record["roc"] = _roc(runs, None if unprotected is None or clean is None else [run[name] for run in clean])
         figures[name] = record
     return figures
 
@@ -198,6 +201,18 @@ def _combined(
 def _means(others: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = [name for name in others[0] if all(isinstance(one.get(name), (int, float)) for one in others)]
     return {name: float(np.mean([one[name] for one in others])) for name in names}
+
+
+def _roc(
+    protected: Sequence[Mapping[str, Any]], clean: Sequence[Mapping[str, Any]] | None
+) -> dict[str, list[float] | None]:
+    """Return the mean over the seeds of the true positive rate at each false positive rate."""
+    known = clean is not None and all(run.get("tpr") for run in clean)
+    return {
+        "fpr": list(ROC_FPRS),
+        "tpr": np.mean([run["tpr"] for run in protected], axis=0).tolist(),
+        "clean_tpr": np.mean([run["tpr"] for run in clean], axis=0).tolist() if known and clean else None,
+    }
 
 
 def _flat(channel: str, figures: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

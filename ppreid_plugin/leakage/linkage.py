@@ -16,7 +16,7 @@ from ..registry import closest
 from .attack import Attack, Figure, register_attack
 from .data import LeakageSet
 from .linkage_alignment import centered, covariance, gram, procrustes
-from .linkage_figures import auc, auc_error, d_sys, eer
+from .linkage_figures import auc, auc_error, d_sys, eer, roc
 from .linkage_pairs import PAIRS, draw_pairs
 from .linkage_scores import PairScore
 
@@ -101,6 +101,7 @@ def link(
             "people": float(len(np.unique(drawn.first_pids[drawn.mated]))),
             "pairs": float(len(scores)),
         },
+        tpr=roc(scores, drawn.mated),
     )
 
 
@@ -148,7 +149,7 @@ class LinkageAttack(Attack):
         figure = link(first, second, method="learned", score=self._score, pairs=self.pairs, seed=self.seed)
         plain = link(first, second, pairs=self.pairs, seed=self.seed) if self._score.chosen != "cosine" else figure
         others = {**figure.others, "cosine_auc": plain.score}
-        return {"": Figure(figure.score, figure.standard_error, figure.attacker, others)}
+        return {"": Figure(figure.score, figure.standard_error, figure.attacker, others, figure.tpr)}
 
     def floor(self, test: LeakageSet) -> dict[str, float]:
         """Half of the pairs are in the right order by chance."""

@@ -14,6 +14,7 @@ Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 BOOTSTRAPS = 200
+ROC_FPRS = (0.0, *(round(float(rate), 6) for rate in np.geomspace(1e-3, 1.0, 31)))  # where ROC curves are kept
 _MAX_BINS = 100
 
 
@@ -115,6 +116,19 @@ def tpr_at(scores: Floats, positive: Flags, fpr: float) -> float:
     """
     missed, passed = _rates(scores, positive)
     return float(1 - missed[np.argmax(passed <= fpr)])
+
+
+def roc(scores: Floats, positive: Flags) -> tuple[float, ...]:
+    """Return the ROC curve: :func:`tpr_at` at each of :data:`ROC_FPRS`.
+
+    Example:
+        >>> roc(np.array([0.9, 0.2, 0.4, 0.1]), np.array([True, True, False, False]))[-1]
+        1.0
+    """
+    missed, passed = _rates(scores, positive)
+    # passed never rises with the threshold, so its negative is sorted: the first threshold that passes few enough
+    first = np.searchsorted(-passed, -np.asarray(ROC_FPRS), side="left")
+    return tuple((1 - missed[first]).tolist())
 
 
 def _auc(level: Ints, levels: int, positive: Flags, weights: Floats) -> float:

@@ -22,7 +22,7 @@ from typing_extensions import Self
 
 from .attack import Attack, Figure, register_attack
 from .data import LeakageSet
-from .linkage_figures import auc, auc_error, tpr_at
+from .linkage_figures import auc, auc_error, roc, tpr_at
 from .membership_canary import FALSE_POSITIVE_RATES
 from .membership_games import largest_cosine, likelihood_score, person_figures
 
@@ -109,7 +109,8 @@ class MembershipAttack(Attack):
         for name, figures in self._gallery_games(test.people).items():
             chosen = figures.get(self._chosen.get(name, ""), figures["cosine"])
             by_score = {f"auc_{score}": figure.score for score, figure in figures.items()}
-            result[name] = Figure(chosen.score, chosen.standard_error, chosen.attacker, {**chosen.others, **by_score})
+            others = {**chosen.others, **by_score}
+            result[name] = Figure(chosen.score, chosen.standard_error, chosen.attacker, others, chosen.tpr)
         training = self._training_game(self._train, test.people)
         if training is not None:
             result["training"] = training
@@ -166,7 +167,7 @@ class MembershipAttack(Attack):
         chosen = max(known, key=lambda name: abs(known[name] - 0.5))
         figure = _figure(signed[chosen][~learn], member[~learn], pids[~learn], chosen, self.seed)
         others = {**figure.others, **reached, "people_differ": 1.0}
-        return Figure(figure.score, figure.standard_error, chosen, others)
+        return Figure(figure.score, figure.standard_error, chosen, others, figure.tpr)
 
 
 def _logistic(rows: Floats, member: npt.NDArray[np.bool_], learn: npt.NDArray[np.bool_]) -> Floats:
@@ -191,4 +192,5 @@ def _logistic(rows: Floats, member: npt.NDArray[np.bool_], learn: npt.NDArray[np
 
 def _figure(scores: Floats, member: npt.NDArray[np.bool_], pids: npt.NDArray[np.int64], name: str, seed: int) -> Figure:
     others = {f"tpr_at_fpr_{rate}": tpr_at(scores, member, rate) for rate in FALSE_POSITIVE_RATES}
-    return Figure(auc(scores, member), auc_error(scores, member, pids, seed=seed), name, others)
+    error = auc_error(scores, member, pids, seed=seed)
+    return Figure(auc(scores, member), error, name, others, roc(scores, member))

@@ -207,3 +207,15 @@ def test_the_bound_stands_beside_pure_budgets_of_a_person_only():
     assert figure.others["bound"] == bound_row_to_person(2.0, 10)
     for other in ({**stated, "unit": "image"}, {**stated, "mechanism": {"pure": False}}, None):
         assert "bound" not in attack.attack(test.with_features(test.features, protection=other))[""].others
+
+
+def test_roc_curves_are_means_over_the_seeds_beside_those_of_clean_features():
+    train, test = identities(16, seed=1, first_pid=100), identities(12, seed=2)
+    found = measure_leakage(train, test, test, train, attacks=["linkage"], seeds=2)
+    figure = found.channels["linkage"]
+    runs = [ATTACKS.get("linkage")(seed=seed).fit(train).attack(test)[""].tpr for seed in (1, 2)]
+    np.testing.assert_allclose(figure["roc"]["tpr"], np.mean(runs, axis=0))
+    assert figure["roc"]["clean_tpr"] == pytest.approx(figure["roc"]["tpr"])  # nothing protects them
+    assert figure["roc"]["fpr"][-1] == figure["roc"]["tpr"][-1] == 1.0
+    alone = measure_leakage(train, test, attacks=["linkage"], seeds=1).channels["linkage"]
+    assert alone["roc"]["clean_tpr"] is None

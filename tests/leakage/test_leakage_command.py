@@ -60,6 +60,7 @@ def test_json_and_table(files, tmp_path, capsys):
     assert figure["floor"] == 1 / 20
     assert figure["leakage"] == pytest.approx(1.0)  # nothing protects them
     assert record["task_max"]["channel"] == "identification"
+    assert "roc" not in figure  # not an AUC
     assert record["non_task_max"] is None
     assert record["meta"]["command"] == ["tools/measure_leakage.py", *map(str, argv)]
     assert "Largest task leakage: 100.0%" in printed

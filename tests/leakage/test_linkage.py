@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from ppreid_plugin.leakage import LeakageSet
 from ppreid_plugin.leakage.linkage import LinkageAttack, camera_halves, link
 from ppreid_plugin.leakage.linkage_alignment import refined
-from ppreid_plugin.leakage.linkage_figures import auc, auc_error, d_sys, eer, tpr_at
+from ppreid_plugin.leakage.linkage_figures import ROC_FPRS, auc, auc_error, d_sys, eer, roc, tpr_at
 from ppreid_plugin.leakage.linkage_pairs import draw_pairs
 
 
@@ -40,6 +40,7 @@ def test_auc_and_rates_are_those_of_scikit_learn(ties):
     fpr, tpr, _ = roc_curve(positive, scores, drop_intermediate=False)
     for rate in (0.01, 0.1, 0.5):
         assert tpr_at(scores, positive, rate) == pytest.approx(tpr[fpr <= rate].max())
+    assert roc(scores, positive) == pytest.approx([tpr[fpr <= rate].max() for rate in ROC_FPRS])
     crossing = np.interp(0, fpr + tpr - 1, fpr)  # where fpr = 1 - tpr on the polygon
     assert eer(scores, positive) == pytest.approx(crossing, abs=1e-9)
 
