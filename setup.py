@@ -17,7 +17,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["ppreid_plugin", "ppreid_plugin.*"]),
-    package_data={"ppreid_plugin": ["py.typed"]},
+    package_data={"ppreid_plugin": ["py.typed", "report/templates/*.j2"]},
     install_requires=[
         *TORCHREID,
         "torch>=2.6",
@@ -34,6 +34,7 @@ setup(
         "scikit-learn>=1.4",
         "concept-erasure>=0.2.4",
         "matplotlib>=3.8",
+        "jinja2>=3.1",
     ],
     extras_require={
         "test": [

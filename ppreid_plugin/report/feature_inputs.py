@@ -1,0 +1,226 @@
+"""Features that a report draws itself from: a clean gallery, queries, and the same gallery protected.
+
+They are named by flags and never searched for: clean features are the unprotected gallery.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..dp.feature_files import load_arrays
+from ..dp.gallery import DPGallery
+from ..dp.protected import unit_rows
+from ..dp.spec import MechanismSpec
+from ..dp.stored import load_release
+from ..leakage.data import LeakageSet
+from ..leakage.inputs import load_set
+from ..leakage.market_attributes import ByPerson, attributes_by_pid, with_attributes
+from .sweep import make_gallery
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """A gallery as it is matched, with the queries that are matched against it.
+
+    Attributes:
+        title: ``clean``, or the mechanism with its budget.
+        query: (q, d), unit length; empty without queries.
+        counted: (q,), which queries are counted: in the person unit those of cameras that nobody was enrolled from.
+        gallery: (n, d), unit length.
+        pids, camids: (n,) of the gallery; camid -1 of a prototype.
+        places: (n,), position of the row in the clean gallery, -1 where it is not known.
+    """
+
+    title: str
+    query: np.ndarray
+    counted: np.ndarray
+    gallery: np.ndarray
+    pids: np.ndarray
+    camids: np.ndarray
+    places: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureInputs:
+    """What figures are drawn from; ``protected`` is None where nothing protects, ``query`` where none was given.
+
+    ``texts`` are the values of attributes in words, where they are known; ``files`` what was read.
+    """
+
+    gallery: LeakageSet
+    query: LeakageSet | None
+    clean: Space
+    protected: Space | None
+    texts: Mapping[str, Sequence[str]]
+    files: tuple[str, ...]
+
+
+def add_feature_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of features to a parser."""
+    add = parser.add_argument_group("features, for t-SNE maps and retrieval results").add_argument
+    add("--gallery", metavar="FILE", help="clean features of the gallery: .npz or .safetensors, as extract_features.py")
+    add("--query", metavar="FILE", help="clean features of the queries")
+    add("--release", metavar="DIR", help="the gallery protected: this stored release")
+    add("--truth", nargs="+", default=[], metavar="FILE", help="labels of its rows, as --truth-out wrote them")
+    add("--mechanism", metavar="NAME[:KEY=VALUE,...]", help="instead of --release: research noise")
+    add("--epsilon", type=float, help="budget of one unit, with --mechanism")
+    add("--delta", type=float, help="of approximate mechanisms (1e-5, if not given), with --mechanism")
+    add("--unit", choices=("image", "person"), default="image", help="unit of privacy, with --mechanism")
+    add("--transform", default="center", help="public transform, with --mechanism, fitted on --train")
+    add("--train", metavar="FILE", help="features of people outside the gallery, with --mechanism")
+    add("--background-pids", nargs="*", type=int, default=[0], help="pids of the gallery that are no person")
+    add("--attributes", metavar="FILE", help="labels of people: .csv with pid and names, or arrays pids, attr_<name>")
+
+
+def load_inputs(args: argparse.Namespace) -> FeatureInputs | None:
+    """Return the features that the flags name, or None without ``--gallery``.
+
+    Raises:
+        FileNotFoundError, ValueError: flags that do not go together, a file that cannot be read, a release of other
+            rows.
+    """
+    _check(args)
+    if not args.gallery:
+        return None
+    background = tuple(args.background_pids)
+    gallery = load_set(args.gallery, background)
+    texts: Mapping[str, Sequence[str]] = {}
+    if args.attributes:
+        people, texts = _attributes(args.attributes)
+        gallery = with_attributes(gallery, people, what="--gallery")
+    query = load_set(args.query, background) if args.query else None
+    if query is not None and query.features.shape[1] != gallery.features.shape[1]:
+        raise ValueError(
+            f"--query has {query.features.shape[1]} columns, --gallery {gallery.features.shape[1]}: they are not "
+            "of one "
+            "model. Extract both with the same weights."
+        )
+    bare = np.zeros((0, gallery.features.shape[1]), dtype=np.float32) if query is None else _unit(query.features)
+    everyone = np.ones(len(bare), dtype=bool)
+    rows = (_unit(gallery.features), gallery.pids, gallery.camids, np.arange(len(gallery)))
+    clean = Space("clean", bare, everyone, *rows)
+    protected = None
+    if args.release:
+        protected = _of_release(args, gallery, query, bare)
+    elif args.mechanism:
+        protected = _of_mechanism(args, gallery, query)
+    named = (args.gallery, args.query, args.release and f"{args.release}/manifest.json", args.train, *args.truth)
+    return FeatureInputs(gallery, query, clean, protected, texts, tuple(str(Path(one)) for one in named if one))
+
+
+def _of_release(args: argparse.Namespace, gallery: LeakageSet, asked: LeakageSet | None, query: np.ndarray) -> Space:
+    release = load_release(args.release)
+    by_name = {name: place for place, name in enumerate(gallery.row_ids)}
+    truth = _truth(args.truth)
+    names = release.row_ids
+    labels = [truth.get(name) for name in names]
+    if release.pids is None and not all(labels):
+        raise ValueError(
+            f"--release '{args.release}' is anonymous, and {sum(one is None for one in labels)} of its rows are in no "
+            "file of --truth. Name the files that --truth-out wrote."
+        )
+    places = np.array(
+        [by_name.get(name if one is None else one[0], -1) for name, one in zip(names, labels, strict=True)]
+    )
+    pids = np.array([one[1] for one in labels if one]) if release.pids is None else np.asarray(release.pids)
+    if release.camids is not None:
+        camids = np.asarray(release.camids)
+    else:
+        camids = np.array([-1 if one is None else one[2] for one in labels])
+    if not np.isin(pids[~np.isin(pids, args.background_pids)], gallery.pids).all():
+        raise ValueError(
+            f"--release '{args.release}' holds people whom --gallery '{args.gallery}' does not: they are not of one "
+            "gallery. Name the features that the release was made from."
+        )
+    manifest = release.manifest
+    title = f"release {manifest['release']}, ε {manifest['epsilon']:g} of one {manifest['unit']}"
+    matched = query if not len(query) else _unit(release.transform().transform(torch.from_numpy(query)).numpy())
+    enrolled_from = manifest.get("cameras") or () if manifest["unit"] == "person" else ()
+    counted = np.ones(len(query), dtype=bool) if asked is None else ~np.isin(asked.camids, list(enrolled_from))
+    return Space(title, matched, counted, _unit(release.features), pids, camids, places)
+
+
+def _of_mechanism(args: argparse.Namespace, gallery: LeakageSet, query: LeakageSet | None) -> Space:
+    component: DPGallery = make_gallery(
+        MechanismSpec.parse(args.mechanism),
+        epsilon=args.epsilon,
+        unit=args.unit,
+        seed=args.seed,
+        delta=args.delta,
+        transform=args.transform,
+        background_pids=tuple(args.background_pids),
+    )
+    train = load_set(args.train, ())
+    component.fit(torch.from_numpy(train.features), train.pids)
+    rows = component.protect_rows(torch.from_numpy(gallery.features), gallery.pids, gallery.camids)
+    matched, counted = np.zeros((0, rows.features.shape[1]), dtype=np.float32), np.zeros(0, dtype=bool)
+    if query is not None:
+        matched = _unit(component.transform_query(torch.from_numpy(query.features)).float().numpy())
+        counted = component.queried(query.camids)
+    title = f"{args.mechanism}, ε {args.epsilon:g} of one {args.unit}, research noise"
+    return Space(title, matched, counted, _unit(rows.features.float().numpy()), rows.pids, rows.camids, rows.places)
+
+
+def _truth(paths: Sequence[str]) -> dict[str, tuple[str, int, int]]:
+    """Return row id, pid and camid by the row's name in a release."""
+    found: dict[str, tuple[str, int, int]] = {}
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise FileNotFoundError(f"--truth has '{path}', which is not there. Name the file that --truth-out wrote.")
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            found.update((r["row"], (str(r.get("row_id")), int(r["pid"]), int(r["camid"]))) for r in rows)
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"--truth has '{path}', which is no map from released rows to labels.") from None
+    return found
+
+
+def _attributes(path: str) -> tuple[ByPerson, dict[str, list[str]]]:
+    """Return attributes by pid, and of a CSV file the texts that the numbers stand for, in alphabetical order."""
+    if Path(path).suffix != ".csv":
+        return attributes_by_pid(load_arrays(path), path), {}
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"--attributes is '{path}', which is not there. Name a .csv, .npz or .safetensors file."
+        )
+    with Path(path).open(newline="", encoding="utf-8") as stream:
+        lines = list(csv.DictReader(stream))
+    columns = list(lines[0]) if lines else []
+    names = [name for name in columns if name and name != "pid"]
+    if "pid" not in columns or not names:
+        raise ValueError(
+            f"--attributes '{path}' has the columns {', '.join(columns) or 'none'}; needs pid and one more."
+        )
+    texts = {name: sorted({line[name] or "" for line in lines}) for name in names}
+    codes = {name: {text: code for code, text in enumerate(values)} for name, values in texts.items()}
+    try:
+        people = {int(line["pid"]): {name: codes[name][line[name] or ""] for name in names} for line in lines}
+    except (TypeError, ValueError):
+        raise ValueError(f"--attributes '{path}': a pid is no whole number.") from None
+    return people, texts
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return np.asarray(unit_rows(torch.from_numpy(np.ascontiguousarray(rows))).float().numpy())
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("query", "release", "mechanism", "attributes"):
+        if getattr(args, name) and not args.gallery:
+            raise ValueError(f"--{name} is given without --gallery FILE, the clean features it belongs to.")
+    if args.release and args.mechanism:
+        raise ValueError("--release and --mechanism are both given: say which of them protects the gallery.")
+    if bool(args.mechanism) != (args.epsilon is not None):
+        raise ValueError("--mechanism and --epsilon belong together, such as: --mechanism privunit_g --epsilon 8")
+    if args.mechanism and not args.train:
+        raise ValueError("--mechanism needs --train FILE: features of people outside the gallery, to fit on.")
+    if args.truth and not args.release:
+        raise ValueError("--truth names the rows of a release; give --release DIR, or leave it out.")
