@@ -17,11 +17,10 @@ from .cli import tee
 from .config import check_config, get_default_config, merge_file, set_option
 from .data.pedestrians import NAME, make_pedestrians
 from .evaluation import extract
-from .report.figures import image_rows, load_images, tsne_maps
+from .report.figures import image_rows, tsne_maps
+from .report.reconstructions import example_reconstructions, run_mark
 from .report.record import environment, result_to_dict, write_json
-from .suppression import DeIDDecoder, build_deid_target
-
-_PICTURES = 8
+from .suppression import build_deid_target
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,10 +68,12 @@ def demo(argv: Sequence[str]) -> dict[str, Any]:
         engine.run(**arguments.engine_run_arguments(cfg))
     result = result_to_dict(engine.results[NAME])
     print("[3/4] Drawing pictures ...", flush=True)
-    pictures = _draw(engine, out)
+    command = ["tools/demo.py", *argv]
+    pictures = _draw(engine, out, command, args.seed)
 
     (protected,) = result["protected"]
     record = {
+        "command": command,
         "utility": {
             "clean": {key: result["clean"][key] for key in ("rank1", "mAP", "mINP")},
             "protected": {key: protected["anonymous"][key] for key in ("rank1", "mAP", "mINP")},
@@ -99,29 +100,23 @@ def _table(record: dict[str, Any]) -> str:
     return tabulate(rows, headers=["gallery", "rank-1", "mAP", "mINP"], disable_numparse=True)
 
 
-def _draw(engine: Any, out: Path) -> list[Path]:
+def _draw(engine: Any, out: Path, command: Sequence[str], seed: int) -> list[Path]:
     """Write the pictures: targets, reconstructions of test people, and t-SNE maps of the gallery."""
     engine.set_model_mode("eval")
     manager = engine.datamanager
-    items = manager.test_dataset[NAME]["query"]
-    firsts = list({item[1]: item for item in items}.values())[:_PICTURES]
-    images = load_images([item[0] for item in firsts], manager.height, manager.width)
-    targets = {name: build_deid_target(name)(images) for name in ("pixelate", "blur")}
+    rows = example_reconstructions(engine, NAME)
+    if rows is None:
+        raise RuntimeError(
+            "the demonstration has no trained De-ID decoder. Take a recipe with privacy.deid.enabled True."
+        )
+    targets = {name: build_deid_target(name)(rows["original"]) for name in ("pixelate", "blur")}
     paths = [out / "deid_targets.png", out / "reconstructions.png", out / "tsne.png"]
-    image_rows({"original": images, **targets}, paths[0])
-
-    decoder = next(part for part in engine.components if isinstance(part, DeIDDecoder))
+    shown = {"original": rows["original"], **targets}
+    image_rows(shown, paths[0], mark=run_mark("De-ID targets", command=command, seed=seed))
+    image_rows(rows, paths[1], mark=run_mark("Reconstructions", command=command, seed=seed))
     with torch.no_grad():
-        loader = engine.test_loader[NAME]
-        query = extract(engine, loader["query"], "query", items)
-        gallery = extract(engine, loader["gallery"], "gallery", manager.test_dataset[NAME]["gallery"])
-        rows = [items.index(item) for item in firsts]
-        device = next(decoder.trainables()[decoder.name].module.parameters()).device
-        decoded = decoder.decode(query.features[rows].to(device)).cpu()
-    wanted = decoder.deidentify(images)
-    image_rows(
-        {"original": images, "target T(x)": wanted[:, :3], "decoded from\nthe feature": decoded[:, :3]}, paths[1]
-    )
+        loader = engine.test_loader[NAME]["gallery"]
+        gallery = extract(engine, loader, "gallery", manager.test_dataset[NAME]["gallery"])
     (protection,) = engine.galleries
     people = np.flatnonzero(~np.isin(gallery.pids, protection.background_pids))
     spaces = {

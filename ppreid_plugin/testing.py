@@ -76,9 +76,19 @@ class EvaluationMixin:
         self.results = {name: TargetResult(clean=ranking) for name, ranking in zip(sets, rankings, strict=True)}
         for gallery in self.galleries:
             self._test_protected(gallery, sets, train, options)
+        if self.writer is not None:
+            self._write_reconstructions()
         for name, result in self.results.items():
             print(f"{name}: mINP {result.clean.mINP:.1%}, {result.clean.num_valid_queries} queries with a match")
         return rank1
+
+    def _write_reconstructions(self) -> None:
+        from .report.reconstructions import example_reconstructions, image_grid
+
+        for name in self.test_loader:
+            rows = example_reconstructions(self, name)
+            if rows is not None:
+                self.writer.add_image(f"Test/{name}/original, target, decoded", image_grid(rows), self.epoch)
 
     def _training_features(self) -> Extracted | None:
         fitting = [gallery for gallery in self.galleries if gallery.needs_training_features]

@@ -19,13 +19,16 @@ _PERPLEXITY = 15.0
 STYLES = list(zip(("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "os^Dvx", strict=True))
 
 
-def image_rows(rows: Mapping[str, Tensor], path: str | Path, *, height_px: int = 192) -> None:
+def image_rows(
+    rows: Mapping[str, Tensor], path: str | Path, *, height_px: int = 192, mark: Mapping[str, str] | None = None
+) -> None:
     """Write a picture with one titled row of images an entry.
 
     Args:
         rows: title to images (n, 3, H, W) in [0, 1]; sizes may differ between rows.
         path: PNG to write.
         height_px: height of every image in the picture, in pixels.
+        mark: text chunks of the file, which say whom it shows (:func:`.pictures.picture_mark`).
 
     Raises:
         ValueError: no rows, or rows of different length.
@@ -47,7 +50,7 @@ def image_rows(rows: Mapping[str, Tensor], path: str | Path, *, height_px: int =
                 spine.set_visible(False)
         line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
     figure.tight_layout(pad=0.4)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata=dict(mark or {}))
     plt.close(figure)
 
 

@@ -146,7 +146,7 @@ def where_from(found: Collected, further: Sequence[Provenance]) -> Section:
     headers = ["file", "written by", "command", "commit", "seed", "machine", "versions"]
     blocks: list[Block] = [Table("Files", headers, rows)] if rows else []
     if found.unknown:
-        blocks.append(Text(f"Not read, as they are no records of ours: {', '.join(found.unknown)}."))
+        blocks.append(Text(f"Not used, as they are no records or marked pictures of ours: {', '.join(found.unknown)}."))
     return Section("Provenance", "provenance", blocks)
 
 

@@ -205,7 +205,7 @@ def test_pictures_of_real_people_are_shown_only_on_demand(tmp_path, runs, capsys
     assert files == [generated]
     assert "Left out, not marked as generated people: runs/odd.png, runs/r.png." in reader.text
     assert "runs/g.png; commit not recorded; seed 7" in reader.text
-    assert "Not read, as they are no records of ours: runs/holiday.png." in reader.text
+    assert "Not used, as they are no records or marked pictures of ours: runs/holiday.png." in reader.text
     reader = report(tmp_path, capsys, "--show-real-people")
     files = [path.read_bytes() for path in (tmp_path / "out/report_files").glob("*.png")]
     assert sorted(files) == sorted([generated, real, odd])
