@@ -16,6 +16,7 @@ from .feature_inputs import FeatureInputs, add_feature_flags, load_inputs
 from .matching import matching_table
 from .page import write_page
 from .pictures import WHY_OFF
+from .projector import write_projector
 from .record import environment
 from .retrieval_page import Images, retrieval_pictures
 
@@ -43,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
     add("--title", default="Privacy report", help="heading of the page")
     add("--dpia", action="store_true", help="also write dpia.html and dpia.md, for an impact assessment")
     add("--show-real-people", action="store_true", help="show pictures of people who exist; prints why that is off")
+    add("--projector", metavar="DIR", help="also write the rows of --release for TensorBoard's projector")
+    add("--clean-embeddings", action="store_true", help="give the projector the clean rows of --gallery instead")
     add("--images", default="", metavar="DIR", help="folder that row_ids of the features are relative to (--root)")
     add("--queries", type=int, default=4, help="queries of the retrieval page")
     add("--color-by", default="", metavar="NAME", help="attribute that one t-SNE map is colored by (the first)")
@@ -64,6 +67,10 @@ def report_command(argv: Sequence[str]) -> list[Path]:
         raise ValueError(f"--queries is {args.queries}, must be >= 1.")
     if args.seed < 0:
         raise ValueError(f"--seed is {args.seed}, must be >= 0.")
+    if args.clean_embeddings and not (args.projector and args.gallery):
+        raise ValueError("--clean-embeddings needs --projector DIR and --gallery FILE, whose rows it shows.")
+    if args.projector and not (args.release or args.clean_embeddings):
+        raise ValueError("--projector shows the rows of a release: give --release DIR.")
     if args.color_by and not args.gallery:
         raise ValueError("--color-by names an attribute of --gallery FILE, which is not given.")
     found = collect(args.runs)
@@ -84,6 +91,9 @@ def report_command(argv: Sequence[str]) -> list[Path]:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     written = write_page(page, out, "report")
+    if args.projector:
+        clean = {"clean": args.gallery} if args.clean_embeddings else {"release": args.release or ""}
+        written.append(write_projector(args.projector, **clean))
     if args.dpia:
         written += write_page(assessment(found, used), out, "dpia")
     for path in written:
