@@ -44,6 +44,7 @@ setup(
             "dp-accounting>=0.4",
             "mpmath>=1.3",
             "pytest-benchmark>=4",
+            "scikit-image>=0.22",
         ],
         "dev": ["ruff>=0.6", "mypy>=1.11", "pre-commit>=3", "types-tabulate", "types-PyYAML"],
     },
