@@ -6,22 +6,29 @@ from .battery import Leakage, measure_leakage
 from .data import LeakageSet
 from .erasure import Leace
 from .identification import IdentificationAttack
+from .images import ArrayImages, ImageFiles
+from .judge import Judge
 from .linkage import LinkageAttack, link
 from .membership import MembershipAttack, gallery_membership
 from .membership_canary import canary_membership
+from .reconstruction import ReconstructionAttack
 
 __all__ = [
     "ATTACKS",
+    "ArrayImages",
     "Attack",
     "AttributesAttack",
     "CameraAttack",
     "Figure",
     "IdentificationAttack",
+    "ImageFiles",
+    "Judge",
     "Leace",
     "Leakage",
     "LeakageSet",
     "LinkageAttack",
     "MembershipAttack",
+    "ReconstructionAttack",
     "canary_membership",
     "gallery_membership",
     "link",

@@ -57,6 +57,10 @@ class Attack(ABC):
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed
 
+    def check(self, train: LeakageSet, test: LeakageSet) -> None:
+        """Raise ValueError where labels, or whatever else the attack needs, are missing: before anything is trained."""
+        self.floor(test)
+
     @abstractmethod
     def fit(self, train: LeakageSet) -> Self:
         """Train on people outside the gallery, passed through the same protection; return self."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,14 +12,14 @@ import numpy as np
 from tabulate import tabulate
 
 from ..progress import track
-from ..report.record import write_json
+from ..registry import check_arguments
 from .attack import ATTACKS, Attack
 from .data import LeakageSet
+from .finished import FinishedRuns, fingerprint
 from .linkage_figures import ROC_FPRS
 from .scores import combine, figure_record, maximum
 
 Rows: TypeAlias = LeakageSet | Callable[[int], LeakageSet]  # the same rows for every seed, or by seed: fresh noise
-RESUME_FORMAT = "ppreid_plugin leakage, finished attacks"
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,7 @@ def measure_leakage(
     *,
     attacks: Sequence[str] = ("attributes", "camera", "identification"),
     seeds: int = 3,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     resume: str | Path | None = None,
     meta: Mapping[str, Any] | None = None,
 ) -> Leakage:
@@ -87,18 +86,22 @@ def measure_leakage(
         clean_train: people outside the gallery, unprotected: the attackers on ``clean`` learn from them.
         attacks: registered attacks.
         seeds: number of runs, seeds 1, 2, ...
+        options: further arguments of attacks, by attack.
         resume: JSON file that keeps finished runs; what it holds for the same features and labels is not run again.
         meta: further entries of the result's ``meta``.
 
     Raises:
-        ValueError: an unknown attack, seeds below 1, columns that differ, ``clean`` without ``clean_train``, and what
-            the attacks say about missing labels, before anything is trained.
+        ValueError: an unknown attack or argument, seeds below 1, columns that differ, ``clean`` without
+            ``clean_train``, and what the attacks say about missing labels, before anything is trained.
     """
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise ValueError(f"seeds is {seeds!r}, must be a whole number >= 1; 3 or more give an interval over seeds.")
     kinds = {name: ATTACKS.get(name, key="attacks") for name in dict.fromkeys(attacks)}
     if not kinds:
         raise ValueError(f"attacks is empty; registered: {', '.join(ATTACKS.names())}.")
+    given = {name: dict((options or {}).get(name, {})) for name in kinds}
+    for name, kind in kinds.items():
+        check_arguments(given[name], [kind], key=f"options[{name!r}]")
     if (clean is None) != (clean_train is None):
         raise ValueError(
             "clean and clean_train must both be given: the attackers on clean features learn from clean training rows."
@@ -109,19 +112,19 @@ def measure_leakage(
     first = {side: (_rows(one, 1), _rows(other, 1)) for side, (one, other) in sides.items()}
     for side, (learned, attacked) in first.items():
         _check_columns(side, learned, attacked)
-        for kind in kinds.values():
-            kind(seed=1).floor(attacked)  # what is missing is named before anything is trained
-    store = _Store(resume)
+        for name, kind in kinds.items():
+            kind(seed=1, **given[name]).check(learned, attacked)  # what is missing is named before anything is trained
+    store = FinishedRuns(resume)
     plan = [(name, side, seed) for seed in range(1, seeds + 1) for side in sides for name in kinds]
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
     drawn: tuple[str, int, LeakageSet, LeakageSet, str] | None = None
     for name, side, seed in track(plan, "Attacks", unit="attacks"):
         if drawn is None or drawn[:2] != (side, seed):
             learned, attacked = first[side] if seed == 1 else [_rows(one, seed) for one in sides[side]]
-            drawn = (side, seed, learned, attacked, _fingerprint(learned, attacked))
-        key = f"{name} {side} {seed} {drawn[4]}"
+            drawn = (side, seed, learned, attacked, fingerprint(learned, attacked))
+        key = f"{name} {side} {seed} {drawn[4]}" + (f" {given[name]}" if given[name] else "")
         if (run := store.get(key)) is None:
-            run = _run(kinds[name](seed=seed), drawn[2], drawn[3])
+            run = _run(kinds[name](seed=seed, **given[name]), drawn[2], drawn[3])
             store.put(key, run)
         runs.setdefault((name, side), []).append(run)
     channels: dict[str, Any] = {}
@@ -135,35 +138,6 @@ def measure_leakage(
         maximum(one for channel in channels if channel not in tasks for one in _flat(channel, channels[channel])),
         {"seeds": seeds, "train": _sizes(first["protected"][0]), "test": _sizes(first["protected"][1]), **(meta or {})},
     )
-
-
-class _Store:
-    """Finished runs in a JSON file, written after each."""
-
-    def __init__(self, path: str | Path | None) -> None:
-        self._path = None if path is None else Path(path)
-        self._runs: dict[str, Any] = {}
-        if self._path is None or not self._path.exists():
-            return
-        try:
-            stored = json.loads(self._path.read_text(encoding="utf-8"))
-            if stored["format"] != RESUME_FORMAT:
-                raise KeyError("format")
-            self._runs = dict(stored["runs"])
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"'{self._path}' does not hold finished attacks. Delete it, or name another file."
-            ) from None
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        """Return the run, if it is finished."""
-        return self._runs.get(key)
-
-    def put(self, key: str, run: dict[str, Any]) -> None:
-        """Keep a run."""
-        self._runs[key] = run
-        if self._path is not None:
-            write_json({"format": RESUME_FORMAT, "runs": self._runs}, self._path)
 
 
 def _run(attack: Attack, train: LeakageSet, test: LeakageSet) -> dict[str, Any]:
@@ -248,21 +222,3 @@ def _sizes(rows: LeakageSet) -> dict[str, int]:
         "cameras": len(np.unique(people.camids)),
         "columns": rows.features.shape[1],
     }
-
-
-def _fingerprint(*sets: LeakageSet) -> str:
-    """Return a digest of features and labels, so that a resumed run is one of the same data."""
-    digest = hashlib.sha256()
-    for rows in sets:
-        arrays: dict[str, Any] = {
-            "features": rows.features,
-            "pids": rows.pids,
-            "camids": rows.camids,
-            **rows.attributes,
-        }
-        if rows.clean is not None:
-            arrays["clean"] = rows.clean
-        for name, array in sorted(arrays.items()):
-            digest.update(f"{name} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
-        digest.update(repr(rows.background_pids).encode())
-    return digest.hexdigest()[:32]

@@ -22,10 +22,18 @@ from ..report.sweep import make_gallery
 from .attack import ATTACKS
 from .battery import Leakage, Rows, measure_leakage
 from .data import LeakageSet
-from .inputs import Labeler, load_set, read_truth_table
+from .inputs import Labeler, load_set, read_truth_table, released_images
 from .protection import protect, released
+from .reconstruction_flags import add_reconstruction_flags, check_reconstruction_flags, reconstruction_options
 
-USUAL = ("attributes", "camera", "identification", "linkage", "membership")  # those that are there, if none is named
+USUAL = (
+    "attributes",
+    "camera",
+    "identification",
+    "linkage",
+    "membership",
+    "reconstruction",
+)  # those that are there, if none is named
 _TRAIN_DRAWS = 10_000  # seeds of the noise on training rows start here: never a draw of the gallery's
 
 
@@ -52,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add("--attributes", metavar="FILE", help="arrays pids and attr_<name>: labels of people, added by pid")
     add("--market-attributes", metavar="FILE", help="market_attribute.mat: labels of Market-1501's people")
     add("--only", nargs="+", metavar="NAME", help="attributes to keep")
+    add_reconstruction_flags(made)
     add("--attacks", nargs="+", metavar="NAME", help=f"{', '.join(USUAL)}: those there are, if none is named")
     add("--seeds", type=int, default=3, help="runs of every attack")
     add("--background-pids", nargs="*", type=int, default=[0], help="pids of the gallery that are no person")
@@ -68,9 +77,11 @@ def leakage_command(argv: Sequence[str]) -> Leakage:
     out = Path(args.out)
     background = tuple(args.background_pids)
     labeler = Labeler(args.attributes, args.market_attributes, args.only)
-    train = labeler(load_set(args.train, ()), "--train")
-    clean_train = labeler(load_set(args.clean_train, ()), "--clean-train") if args.clean_train else None
-    clean = labeler(load_set(args.clean, background), "--clean") if args.clean else None
+    train = labeler(load_set(args.train, (), args.images_root), "--train")
+    clean_train = (
+        labeler(load_set(args.clean_train, (), args.images_root), "--clean-train") if args.clean_train else None
+    )
+    clean = labeler(load_set(args.clean, background, args.images_root), "--clean") if args.clean else None
     learned: Rows = train
     attacked: Rows
     about: dict[str, Any] = {"protection": None}
@@ -78,17 +89,18 @@ def leakage_command(argv: Sequence[str]) -> Leakage:
         attacked, learned, about = _of_release(args, train, labeler)
         clean_train = train if clean is not None else None
     elif args.mechanism:
-        test = labeler(load_set(args.test, background), "--test")
+        test = labeler(load_set(args.test, background, args.images_root), "--test")
         gallery = _gallery(args, train)
         attacked = _Drawn(test, gallery, 0)
         learned = _Drawn(train, gallery, _TRAIN_DRAWS)
         clean, clean_train = (test if clean is None else clean), train
         about = {"protection": {**gallery.describe(), "written": str(args.mechanism)}}
     else:
-        attacked = labeler(load_set(args.test, background), "--test")
+        attacked = labeler(load_set(args.test, background, args.images_root), "--test")
         if clean is not None and clean_train is not None and len(clean_train) == len(train):
             learned = _known_clean(train, clean_train)
-    attacks = args.attacks or _usual(train)
+    attacks = args.attacks or _usual(train, attacked)
+    options = reconstruction_options(args) if "reconstruction" in attacks else {}
     resume = out.with_name(out.name + ".finished.json")
     if args.fresh:
         resume.unlink(missing_ok=True)
@@ -99,6 +111,7 @@ def leakage_command(argv: Sequence[str]) -> Leakage:
         clean_train,
         attacks=attacks,
         seeds=args.seeds,
+        options={"reconstruction": options},
         resume=resume,
         meta={**about, "command": ["tools/measure_leakage.py", *argv], "environment": environment("cpu")},
     )
@@ -144,7 +157,10 @@ def _of_release(
     columns = {
         name: np.array([known.get(row, {}).get(name, -1) for row in attacked.row_ids], dtype=np.int64) for name in names
     }
-    attacked = labeler(dataclasses.replace(attacked, attributes=columns), "--release")
+    attacked = dataclasses.replace(attacked, attributes=columns)
+    if args.images_root and manifest["unit"] == "image":
+        attacked = dataclasses.replace(attacked, images=released_images(attacked.row_ids, args.truth, args.images_root))
+    attacked = labeler(attacked, "--release")
     about = {
         "protection": {
             key: manifest.get(key) for key in ("release", "epsilon", "delta", "unit", "protocol", "mechanism")
@@ -174,11 +190,15 @@ def _known_clean(train: LeakageSet, clean_train: LeakageSet) -> LeakageSet:
     return dataclasses.replace(train, clean=clean_train.features)
 
 
-def _usual(train: LeakageSet) -> list[str]:
+def _usual(train: LeakageSet, attacked: Rows) -> list[str]:
     names = [name for name in USUAL if name in ATTACKS]
     if not train.attributes:
         print("No attributes are known, so that channel is left out (--attributes, --market-attributes).")
         names.remove("attributes")
+    rows = attacked if isinstance(attacked, LeakageSet) else attacked(1)
+    if "reconstruction" in names and (train.images is None or rows.images is None):
+        print("No images are known, so reconstruction is left out (--images-root, or an array images).")
+        names.remove("reconstruction")
     return names
 
 
@@ -195,6 +215,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--mechanism and --epsilon belong together, such as: --mechanism privunit_g --epsilon 8")
     for name in args.attacks or ():
         ATTACKS.get(name, key="--attacks")
+    check_reconstruction_flags(args)
     if args.seeds < 1:
         raise ValueError(f"--seeds is {args.seeds}, must be >= 1; 3 or more give an interval over seeds.")
     if args.clean and not (args.clean_train or args.release or args.mechanism):

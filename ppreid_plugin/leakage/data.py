@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..dp.arrays import to_rows
+from .images import RowImages
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,9 @@ class LeakageSet:
             manifest; None: clean features.
         clean: (n, k), the same rows as they reach the noise, which whoever protects rows of his own knows; None: not
             known. Attackers may learn from it, never from that of the rows they are scored on.
+        redraw: gives the features, (n, d), of the same rows with other noise, by its seed; None: there is no noise, or
+            nobody can draw it again. For training rows, as ``clean``.
+        images: of the rows; None: not known, or there are none (prototypes).
 
     Raises:
         ValueError: shapes that differ, no rows, NaN or infinity (rows are named), labels that are no whole numbers.
@@ -40,6 +44,8 @@ class LeakageSet:
     background_pids: tuple[int, ...] = (0,)
     protection: Any = None
     clean: npt.NDArray[np.float32] | None = None
+    redraw: Callable[[int], npt.NDArray[np.float32]] | None = None
+    images: RowImages | None = None
 
     def __post_init__(self) -> None:
         rows, _ = to_rows(self.features)
@@ -67,13 +73,16 @@ class LeakageSet:
             raise ValueError("features holds no rows. Give the features of at least one image.")
         if self.row_ids and len(self.row_ids) != len(rows):
             raise ValueError(f"row_ids holds {len(self.row_ids)} names for {len(rows)} rows of features.")
+        if self.images is not None and len(self.images) != len(rows):
+            raise ValueError(f"there are {len(self.images)} images for {len(rows)} rows of features.")
 
     def __len__(self) -> int:
         return len(self.features)
 
     def take(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> LeakageSet:
         """Return the rows that ``chosen`` marks or names by position."""
-        places = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        places = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+        again = self.redraw
         return dataclasses.replace(
             self,
             features=self.features[places],
@@ -82,13 +91,21 @@ class LeakageSet:
             attributes={name: values[places] for name, values in self.attributes.items()},
             row_ids=tuple(self.row_ids[place] for place in places.tolist()) if self.row_ids else (),
             clean=None if self.clean is None else self.clean[places],
+            redraw=None if again is None else lambda seed: again(seed)[places],
+            images=None if self.images is None else self.images.take(places),
         )
 
     def with_features(
-        self, features: npt.ArrayLike, protection: Any = None, clean: npt.NDArray[np.float32] | None = None
+        self,
+        features: npt.ArrayLike,
+        protection: Any = None,
+        clean: npt.NDArray[np.float32] | None = None,
+        redraw: Callable[[int], npt.NDArray[np.float32]] | None = None,
     ) -> LeakageSet:
         """Return the same rows with other features, (n, any)."""
-        return dataclasses.replace(self, features=np.asarray(features), protection=protection, clean=clean)
+        return dataclasses.replace(
+            self, features=np.asarray(features), protection=protection, clean=clean, redraw=redraw
+        )
 
     @property
     def people(self) -> LeakageSet:

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..dp.feature_files import load_arrays
+from ..dp.feature_files import load_arrays, row_names
 from ..dp.units import JUNK_PID
 from ..registry import closest
 from .data import LeakageSet
+from .images import ImageFiles, image_files, row_images
 from .market_attributes import attributes_by_pid, load_market_attributes, with_attributes
 
 _ATTRIBUTE = "attr_"
 
 
-def load_set(path: str | Path, background_pids: Sequence[int]) -> LeakageSet:
+def load_set(path: str | Path, background_pids: Sequence[int], images_root: str | None = None) -> LeakageSet:
     """Return the set in a file with ``features``, ``pids``, ``camids``, and maybe ``row_ids`` and ``attr_<name>``.
 
     Junk rows (pid -1) are left out.
 
+    Args:
+        path: the file; its images are the array ``images``, or files.
+        background_pids: pids that are no person.
+        images_root: folder that ``paths``, or else ``row_ids``, are relative to; None: there are no files of images.
+
     Raises:
+        ImageError: a file of an image that is not there or empty.
         FileNotFoundError, ValueError: no such file, an array is missing, or values as :class:`LeakageSet` says.
     """
     arrays = load_arrays(path)
@@ -32,9 +40,7 @@ def load_set(path: str | Path, background_pids: Sequence[int]) -> LeakageSet:
             f"'{path}' lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}. Add the arrays: "
             "features (n, d), pids (n,), camids (n,)."
         )
-    row_ids = arrays.get("row_ids", np.zeros(0, dtype=np.str_))
-    if row_ids.ndim == 2 and row_ids.dtype == np.uint8:  # safetensors holds no text
-        row_ids = np.array([bytes(row).rstrip(b"\0").decode("utf-8") for row in row_ids])
+    row_ids = row_names(arrays)
     attributes = {name.removeprefix(_ATTRIBUTE): arrays[name] for name in arrays if name.startswith(_ATTRIBUTE)}
     try:
         rows = LeakageSet(
@@ -42,12 +48,16 @@ def load_set(path: str | Path, background_pids: Sequence[int]) -> LeakageSet:
             arrays["pids"],
             arrays["camids"],
             attributes,
-            tuple(row_ids.tolist()),
+            tuple(row_ids),
             tuple(background_pids),
+            images=row_images(arrays, row_ids, images_root),
         )
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from None
-    return rows.take(rows.pids != JUNK_PID)
+    rows = rows.take(rows.pids != JUNK_PID)
+    if isinstance(rows.images, ImageFiles):
+        rows.images.check()
+    return rows
 
 
 class Labeler:
@@ -101,3 +111,28 @@ def read_truth_table(path: str) -> tuple[dict[str, tuple[int, int]], dict[str, d
         for place, row in enumerate(rows.row_ids)
     }
     return named, labels
+
+
+def released_images(row_ids: Sequence[str], truth: Sequence[str], root: str) -> ImageFiles:
+    """Return the images of released rows: files below ``root``, named by the maps from released rows to row ids.
+
+    Args:
+        row_ids: names of the released rows.
+        truth: files of ``--truth-out``, or tables with ``row_ids`` and maybe ``paths``; a row that none names is looked
+            for by its own name.
+        root: folder of the images.
+
+    Raises:
+        ValueError: a root that is no folder.
+        ImageError: a file that is not there or empty.
+    """
+    named: dict[str, str] = {}
+    for path in truth:
+        if Path(path).suffix in (".npz", ".safetensors"):
+            arrays = load_arrays(path)
+            names = row_names(arrays)
+            named |= dict(zip(names, map(str, arrays["paths"].tolist()) if "paths" in arrays else names, strict=True))
+        else:
+            rows = json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
+            named |= {row["row"]: str(row["row_id"]) for row in rows}
+    return image_files(root, [named.get(row, row) for row in row_ids]).check()

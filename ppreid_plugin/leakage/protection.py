@@ -24,8 +24,11 @@ from .data import LeakageSet
 def protect(rows: LeakageSet, protection: Release | DPGallery, seed: int) -> LeakageSet:
     """Return the rows protected with fresh research noise, one row a unit; ``clean`` holds them without the noise.
 
+    ``redraw`` protects them once more with another seed.
+
     In the person unit a person becomes one row (or his enrolled rows at a share of the budget each, where the
-    component says so); attributes are those of his first row, which is all the same for what is true of a person.
+    component says so); attributes are those of his first row, which is all the same for what is true of a person. A
+    prototype has no image.
 
     Args:
         rows: clean rows.
@@ -35,9 +38,13 @@ def protect(rows: LeakageSet, protection: Release | DPGallery, seed: int) -> Lea
     Raises:
         ValueError: rows of another model, or a manifest that cannot be read.
     """
-    if isinstance(protection, DPGallery):
-        return _by_component(rows, protection, seed)
-    return _by_release(rows, protection, seed)
+    drawn = (
+        _by_component(rows, protection, seed)
+        if isinstance(protection, DPGallery)
+        else _by_release(rows, protection, seed)
+    )
+    bare = dataclasses.replace(rows, images=None)
+    return dataclasses.replace(drawn, redraw=lambda other: protect(bare, protection, other).features)
 
 
 def released(
@@ -81,7 +88,7 @@ def _by_component(rows: LeakageSet, gallery: DPGallery, seed: int) -> LeakageSet
     features = torch.from_numpy(rows.features)
     noised = drawn.protect_rows(features, rows.pids, rows.camids)
     clean = drawn.clean_rows(features, rows.pids, rows.camids)
-    return _units(rows, noised.places, noised.pids, noised.camids).with_features(
+    return _units(rows, noised.places, noised.pids, noised.camids, drawn.unit).with_features(
         noised.features.numpy(), protection=gallery, clean=clean.features.float().numpy()
     )
 
@@ -99,7 +106,9 @@ def _by_release(rows: LeakageSet, release: Release, seed: int) -> LeakageSet:
     clean = unit_features(np.asarray(chosen.features), units)
     places = np.array([int(chosen.row_ids[unit.members[0]]) for unit in units])
     noised = _by_levels(clean, release, seed)
-    labeled = _units(rows, places, np.array([one.pid for one in units]), np.array([one.camid for one in units]))
+    labeled = _units(
+        rows, places, np.array([one.pid for one in units]), np.array([one.camid for one in units]), manifest["unit"]
+    )
     return labeled.with_features(noised, protection=manifest, clean=clean.astype(np.float32))
 
 
@@ -123,6 +132,12 @@ def _by_levels(clean: npt.NDArray[np.float64], release: Release, seed: int) -> n
 
 
 def _units(
-    rows: LeakageSet, places: npt.NDArray[np.int64], pids: npt.NDArray[np.int64], camids: npt.NDArray[np.int64]
+    rows: LeakageSet,
+    places: npt.NDArray[np.int64],
+    pids: npt.NDArray[np.int64],
+    camids: npt.NDArray[np.int64],
+    unit: str,
 ) -> LeakageSet:
-    return dataclasses.replace(rows.take(places), pids=pids, camids=camids)
+    taken = rows.take(places)
+    prototypes = unit == "person" and -1 in camids  # the image of a first row is not theirs
+    return dataclasses.replace(taken, pids=pids, camids=camids, images=None if prototypes else taken.images)

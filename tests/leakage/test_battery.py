@@ -16,6 +16,10 @@ class Counted(Attack):
     channel = "counted"
     runs: list = []  # noqa: RUF012
 
+    def __init__(self, *, seed=0, plus=0.0):
+        super().__init__(seed=seed)
+        self.plus = plus
+
     def fit(self, train):
         self.offset = float(train.features[0, 0])
         return self
@@ -24,7 +28,7 @@ class Counted(Attack):
         Counted.runs.append(self.seed)
         if len(Counted.runs) == getattr(Counted, "dies_at", -1):
             raise KeyboardInterrupt
-        score = float(test.features[:, 0].mean()) + self.offset + self.seed / 1000
+        score = float(test.features[:, 0].mean()) + self.offset + self.seed / 1000 + self.plus
         return {name: Figure(score + plus, 0.01, "counter") for name, plus in (("x", 0.0), ("y", 0.1))}
 
     def floor(self, test):
@@ -109,6 +113,16 @@ def test_an_interrupted_battery_goes_on_where_it_was(counted, tmp_path):
     assert Counted.runs == [1, 2, 3]
 
 
+def test_options_reach_the_attack_and_are_another_run(counted, tmp_path):
+    def measure(**options):
+        given = {"attacks": ["counted"], "seeds": 1, "resume": tmp_path / "finished.json"}
+        found = measure_leakage(constant(0.0), constant(0.4), options={"counted": options}, **given)
+        return found.channels["counted"]["x"]["score"]
+
+    assert [measure(), measure(plus=0.2), measure()] == pytest.approx([0.401, 0.601, 0.401])
+    assert len(Counted.runs) == 2
+
+
 def test_a_file_that_is_no_resume_file_is_refused(counted, tmp_path):
     (tmp_path / "other.json").write_text('{"rows": []}')
     with pytest.raises(ValueError, match="does not hold finished attacks"):
@@ -121,6 +135,7 @@ def test_a_file_that_is_no_resume_file_is_refused(counted, tmp_path):
         ({"attacks": ["counts"]}, "Did you mean 'counted'"),
         ({"attacks": []}, "attacks is empty"),
         ({"seeds": 0}, "seeds is 0"),
+        ({"options": {"counted": {"pluss": 1}}}, r"options\['counted'\] has 'pluss'; allowed: plus"),
         ({"clean": constant(0.1)}, "must both be given"),
         ({"test": identities(4, dim=5)}, "training rows have 3 columns, the rows to attack 5"),
         ({"attacks": ["camera"]}, "of one camera"),

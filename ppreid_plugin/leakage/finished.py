@@ -1,0 +1,64 @@
+"""Runs of the battery that are finished, kept in a file: an interrupted battery goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..report.record import write_json
+from .data import LeakageSet
+
+RESUME_FORMAT = "ppreid_plugin leakage, finished attacks"
+
+
+class FinishedRuns:
+    """Finished runs in a JSON file, written after each."""
+
+    def __init__(self, path: str | Path | None) -> None:
+        self._path = None if path is None else Path(path)
+        self._runs: dict[str, Any] = {}
+        if self._path is None or not self._path.exists():
+            return
+        try:
+            stored = json.loads(self._path.read_text(encoding="utf-8"))
+            if stored["format"] != RESUME_FORMAT:
+                raise KeyError("format")
+            self._runs = dict(stored["runs"])
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"'{self._path}' does not hold finished attacks. Delete it, or name another file."
+            ) from None
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """Return the run, if it is finished."""
+        return self._runs.get(key)
+
+    def put(self, key: str, run: dict[str, Any]) -> None:
+        """Keep a run."""
+        self._runs[key] = run
+        if self._path is not None:
+            write_json({"format": RESUME_FORMAT, "runs": self._runs}, self._path)
+
+
+def fingerprint(*sets: LeakageSet) -> str:
+    """Return a digest of features, labels and images, so that a resumed run is one of the same data."""
+    digest = hashlib.sha256()
+    for rows in sets:
+        arrays: dict[str, Any] = {
+            "features": rows.features,
+            "pids": rows.pids,
+            "camids": rows.camids,
+            **rows.attributes,
+        }
+        if rows.clean is not None:
+            arrays["clean"] = rows.clean
+        for name, array in sorted(arrays.items()):
+            digest.update(f"{name} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
+        if rows.images is not None:
+            digest.update(rows.images.fingerprint().encode())
+        digest.update(repr(rows.background_pids).encode())
+    return digest.hexdigest()[:32]
