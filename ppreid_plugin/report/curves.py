@@ -19,6 +19,11 @@ from .tables import leakage_figures, protection_words
 _WIDE = (5.2, 3.6)  # inches: on a phone its text is still large enough
 
 
+def safe_name(*parts: str) -> str:
+    """Return words as a file name without suffix: lower case letters, digits, ``_`` and ``-``, never empty."""
+    return re.sub(r"[^a-z0-9_]+", "-", " ".join(parts).lower()).strip("-")[:80] or "picture"
+
+
 def svg(figure: Any) -> bytes:
     """Return a matplotlib figure as SVG without date and without addresses in its metadata, and close it."""
     stream = io.BytesIO()
@@ -49,7 +54,9 @@ def budget_curves_of(source: Source) -> list[Picture]:
                 )
             )
             title = f"Utility over budgets: {unit} unit, {protocol}"
-            pictures.append(Picture(title, _name("budget", unit, protocol), svg(figure), text, (source.origin,)))
+            pictures.append(
+                Picture(title, f"{safe_name('budget', unit, protocol)}.svg", svg(figure), text, (source.origin,))
+            )
     return pictures
 
 
@@ -73,7 +80,7 @@ def leakage_chart(source: Source) -> Picture | None:
         figure.tight_layout(rect=(0, 0, 1, 0.93))
         title = f"Leakage by channel: {protection_words(source.record)}"
         text = "Points with 95 % intervals, percent of what the same attackers reach on clean features."
-        return Picture(title, _name("leakage", title), svg(figure), text, (source.origin,))
+        return Picture(title, f"{safe_name(title)}.svg", svg(figure), text, (source.origin,))
 
 
 def roc_curves(source: Source) -> list[Picture]:
@@ -104,7 +111,7 @@ def roc_curves(source: Source) -> list[Picture]:
                 "Mean over the seeds of the true positive rate at each false positive rate. The left end matters most: "
                 "whom an attacker is sure about."
             )
-            pictures.append(Picture(title, _name("roc", title), svg(figure), text, (source.origin,)))
+            pictures.append(Picture(title, f"{safe_name(title)}.svg", svg(figure), text, (source.origin,)))
     return pictures
 
 
@@ -142,11 +149,6 @@ def leakage_over_budgets(sources: Sequence[Source]) -> Picture | None:
     figure.tight_layout()
     text = "The largest leakage of the channels that are Re-ID's own task, and of all others, with 95 % intervals."
     return Picture("Leakage over budgets", "leakage-over-budgets.svg", svg(figure), text, tuple(used.values()))
-
-
-def _name(*parts: str) -> str:
-    words = re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
-    return f"{words[:80]}.svg"
 
 
 def _label(text: str) -> str:

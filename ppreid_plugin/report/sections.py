@@ -8,7 +8,7 @@ from typing import Any
 from ..dp.spec import MechanismSpec
 from .blocks import Block, Bullets, Missing, Picture, Provenance, Section, Table, Text
 from .collect import Collected, Source, reading
-from .curves import budget_curves_of, leakage_chart, leakage_over_budgets, roc_curves
+from .curves import budget_curves_of, leakage_chart, leakage_over_budgets, roc_curves, safe_name
 from .pictures import WHY_OFF
 from .tables import (
     audit_table,
@@ -132,7 +132,9 @@ def reconstructions(found: Collected, *, show_real_people: bool) -> Section:
     for picture in shown:
         who = "Generated people: nobody in it exists." if picture.generated else "REAL PEOPLE."
         blocks.append(
-            Picture(picture.title, f"{picture.path.stem}.png", picture.path.read_bytes(), who, (picture.origin,))
+            Picture(
+                picture.title, f"{safe_name(picture.path.stem)}.png", picture.path.read_bytes(), who, (picture.origin,)
+            )
         )
     return Section("Originals, targets, reconstructions", "reconstructions", blocks or [_NO_PICTURES])
 

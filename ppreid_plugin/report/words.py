@@ -8,6 +8,7 @@ from typing import Any
 
 from .tables import percent
 
+_VACUOUS = 99.0  # percent; a bound from here on says so
 _READABLE = 14  # from this epsilon on, e^epsilon is written in powers of ten
 
 
@@ -68,18 +69,22 @@ def budget_in_words(manifest: Mapping[str, Any]) -> list[str]:
     bounds, people = manifest.get("bounds") or {}, manifest.get("people")
     if "row_to_person" in bounds and people:
         said.append(
-            f"Among {people} people who are equally likely beforehand ({percent(1 / people)} % each), no attacker "
-            "tells "
-            f"whose one released row is with more than {percent(bounds['row_to_person'])} % probability."
+            f"Among {people} people who are equally likely beforehand ({percent(1 / people)} % each), no attacker tells "
+            f"whose one released row is with a probability above {_at_most(bounds['row_to_person'])}."
         )
     if "query_to_row" in bounds:
         said.append(
-            f"Somebody who has a picture of a person finds that person's row first with at most "
-            f"{percent(bounds['query_to_row'])} % probability."
+            "Somebody who has a picture of a person finds that person's row first with a probability of at most "
+            f"{_at_most(bounds['query_to_row'])}."
         )
     if "auc" in bounds:
-        said.append(f"Two known values of one row are told apart with an AUC of at most {percent(bounds['auc'])} %.")
+        said.append(f"Two known values of one row are told apart with an AUC of at most {_at_most(bounds['auc'])}.")
     return said
+
+
+def _at_most(bound: float) -> str:
+    shown = percent(bound)
+    return f"{shown} %" + (", which rules out next to nothing" if float(shown) >= _VACUOUS else "")
 
 
 def protected_in_words(manifest: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ def test_it_says_what_the_manifest_says(page, tmp_path):
     assert f"changes the odds between any two candidates by a factor of at most e^8 = {math.exp(8):,.0f}" in reader.text
     person = manifest["person_level"]
     assert f"6 rows (the median) has a total of ε {person['epsilon_at_median']:.4g}" in reader.text
-    assert f"with more than {100 * manifest['bounds']['row_to_person']:.1f} % probability" in reader.text
+    assert f"with a probability above {100 * manifest['bounds']['row_to_person']:.1f} %." in reader.text
     for line in manifest["not_covered"]:
         assert line in reader.text
     shown = [[[" ".join(cell.split()) for cell in row] for row in table] for table in reader.tables]
@@ -107,6 +107,9 @@ def test_budgets_in_words_of_a_person_unit_and_of_budgets_of_ones_own():
     first, second = budget_in_words(manifest)
     assert "one person (all of his rows together)" in first
     assert "δ" not in first
-    assert "finds that person's row first with at most 7.2 % probability" in second
+    assert "finds that person's row first with a probability of at most 7.2 %." in second
+    assert (
+        "at most 100.0 %, which rules out next to nothing" in budget_in_words(manifest | {"bounds": {"auc": 0.9999}})[1]
+    )
     levels = [{"epsilon": 1.0, "rows": 3}, {"epsilon": 2.0, "rows": 9}]
     assert "ε 1 for 3 rows, ε 2 for 9 rows" in budget_in_words(manifest | {"individual_budgets": levels})[1]

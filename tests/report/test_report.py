@@ -196,15 +196,16 @@ def picture(path, **mark):
 
 
 def test_pictures_of_real_people_are_shown_only_on_demand(tmp_path, runs, capsys, caplog):
-    generated = picture(runs / "g.png", **picture_mark("generated", kind="reconstructions", seed="7"))
+    generated = picture(runs / "g ](http:x) $.png", **picture_mark("generated", kind="reconstructions", seed="7"))
     real = picture(runs / "r.png", **picture_mark("real", kind="faces"))
     odd = picture(runs / "odd.png", ppreid_people="Generated ")
     other = picture(runs / "holiday.png")
     reader = report(tmp_path, capsys)
     files = [path.read_bytes() for path in (tmp_path / "out/report_files").glob("*.png")]
     assert files == [generated]
+    assert "](report_files/g-http-x.png)" in (tmp_path / "out/report.md").read_text()
     assert "Left out, not marked as generated people: runs/odd.png, runs/r.png." in reader.text
-    assert "runs/g.png; commit not recorded; seed 7" in reader.text
+    assert "runs/g ](http:x) $.png; commit not recorded; seed 7" in reader.text
     assert "Not used, as they are no records or marked pictures of ours: runs/holiday.png." in reader.text
     reader = report(tmp_path, capsys, "--show-real-people")
     files = [path.read_bytes() for path in (tmp_path / "out/report_files").glob("*.png")]
