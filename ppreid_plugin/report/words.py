@@ -69,7 +69,7 @@ def budget_in_words(manifest: Mapping[str, Any]) -> list[str]:
     bounds, people = manifest.get("bounds") or {}, manifest.get("people")
     if "row_to_person" in bounds and people:
         said.append(
-            f"Among {people} people who are equally likely beforehand ({percent(1 / people)} % each), no attacker tells "
+            f"Among {people} people, equally likely beforehand ({percent(1 / people)} % each), no attacker tells "
             f"whose one released row is with a probability above {_at_most(bounds['row_to_person'])}."
         )
     if "query_to_row" in bounds:
