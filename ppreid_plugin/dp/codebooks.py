@@ -253,7 +253,7 @@ def residual_codebook(
 
 
 def gaussian_codebook(
-    unit: Floats, people: npt.NDArray[np.int64], count: int, seed: int, rank: int = GAUSSIAN_RANK
+    unit: Floats, people: npt.NDArray[np.int64], count: int, seed: int, rank: int = GAUSSIAN_RANK, power: float = 1.0
 ) -> FittedCodebook:
     """Draw codewords with the leading principal components (not centered) of the training rows.
 
@@ -265,10 +265,11 @@ def gaussian_codebook(
         count: codewords.
         seed: of the draw.
         rank: principal components used, at most d.
+        power: exponent of the components' variances; 1: as those of the rows, 0: all alike.
     """
     values, vectors = np.linalg.eigh(unit.T @ unit / len(unit))
     leading = slice(-min(rank, unit.shape[1]), None)
-    scale = np.sqrt(np.maximum(values[leading], 0.0))
+    scale = np.maximum(values[leading], 0.0) ** (power / 2)
     drawn = np.random.default_rng(seed).standard_normal((count, len(scale)))
     codebook = ProjectedCodebook(drawn * scale, np.ascontiguousarray(vectors[:, leading].T))
     behind = len(np.unique(people)) // len(scale)

@@ -27,7 +27,7 @@ from ppreid_plugin.dp.codebooks import (
     gaussian_codebook,
     residual_codebook,
 )
-from ppreid_plugin.dp.numerics import require_positive
+from ppreid_plugin.dp.numerics import is_number, require_positive
 from ppreid_plugin.dp.subset import PriorSubset
 
 Floats = npt.NDArray[np.float64]
@@ -121,6 +121,7 @@ def fit_prior(
     min_people: float = 10,
     merge: bool = False,
     rank: int = GAUSSIAN_RANK,
+    power: float = 1.0,
     levels: int = LEVELS,
     seed: int = 0,
     prior_is_public: bool = False,
@@ -138,6 +139,7 @@ def fit_prior(
             codeword, and the cells that count are the people behind the published vectors.
         min_people: behind a published vector, means and codewords alike, at least that many people on average.
         rank: ``gaussian``: principal components that the codewords are drawn in.
+        power: ``gaussian``: exponent of the components' variances, 0 (all alike) or more; 1: as those of the rows.
         levels: ``residual``: levels of k-means whose sums the codewords are; ``codewords`` needs that many factors.
         merge: with k-means, take fewer and larger cells until ``min_people`` is met, instead of refusing.
         seed: of k-means and of the draw.
@@ -166,10 +168,14 @@ def fit_prior(
         raise ValueError(f"codewords is {codewords!r}, must be {told}.")
     min_people, count = require_positive("min_people", min_people), int(codewords)
     if kind in _STRUCTURED:
-        extra = {"rank": rank} if kind == "gaussian" else {"levels": levels}
-        for name, value in extra.items():
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(f"{name} is {value!r}, must be a whole number >= 1.")
+        name, number = ("rank", rank) if kind == "gaussian" else ("levels", levels)
+        if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
+            raise ValueError(f"{name} is {number!r}, must be a whole number >= 1.")
+        extra: dict[str, float] = {name: number}
+        if kind == "gaussian":
+            if not is_number(power) or not 0 <= power < math.inf:
+                raise ValueError(f"power is {power!r}, must be a number >= 0; 1 draws codewords as the rows lie.")
+            extra["power"] = float(power)
         prior = _fit_structured(unit, people, count, set_size, kind, seed, prior_is_public, extra)
         if not prior_is_public and prior.people_behind < min_people:
             smaller = "a smaller rank" if kind == "gaussian" else "fewer codewords, or more levels"
@@ -237,7 +243,7 @@ def _fit_structured(
     kind: str,
     seed: int,
     public: bool,
-    extra: dict[str, int],
+    extra: dict[str, float],
 ) -> Prior:
     codebook, behind = _STRUCTURED[kind](unit, people, count, seed, **extra)
     return Prior(

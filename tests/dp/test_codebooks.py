@@ -79,6 +79,13 @@ def test_gaussian_codewords_lie_in_the_leading_components_and_depend_on_nobody_a
     np.testing.assert_array_equal(codewords, again.rows(np.arange(500)))
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_power_is_the_exponent_of_the_components_variances(power):
+    drawn, alike = (gaussian_codebook(UNIT, PEOPLE, 50, seed=1, rank=6, power=p)[0].coefficients for p in (power, 0.0))
+    variances = np.linalg.svd(UNIT, compute_uv=False)[:6] ** 2 / len(UNIT)
+    np.testing.assert_allclose(drawn / alike, np.tile(variances[::-1] ** (power / 2), (50, 1)))
+
+
 def residual_of_three(*arguments, seed):
     return residual_codebook(*arguments, seed=seed, levels=3)
 
@@ -154,6 +161,7 @@ def test_the_mechanism_on_it_is_exactly_private_and_decodes_to_codewords(kind):
             "people_behind is 8 .* at least 10. Take a smaller rank",
         ),
         ({"kind": "gaussian", "codewords": 400, "rank": 0}, "rank is 0, must be a whole number >= 1"),
+        ({"kind": "gaussian", "codewords": 400, "power": -0.5}, "power is -0.5, must be a number >= 0"),
         ({"kind": "residuum", "codewords": 16}, "allowed: gaussian, kmeans, raw, residual"),
     ],
 )
