@@ -180,8 +180,11 @@ class PriorSubset(Mechanism):
         result = torch.empty(len(rows), self.set_size, dtype=torch.int64, device=rows.device)
         for span in self._spans(rows):
             cosines = self.codewords.cosines(arrays.directions(rows[span].double())[0]).mul_(_TIE).round_()
-            near = torch.topk(cosines, self.set_size, dim=1)
-            least = near.values[:, -1:]
+            if self.set_size == 1:
+                result[span, 0] = cosines.argmax(dim=1)  # of equal ones the first
+                continue
+            near = torch.topk(cosines, self.set_size, dim=1, sorted=False)
+            least = near.values.min(dim=1, keepdim=True).values
             tied = (cosines == least).sum(dim=1) != (near.values == least).sum(dim=1)  # some at the edge are left out
             chosen = near.indices
             if tied.any():
