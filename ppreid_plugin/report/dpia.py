@@ -50,9 +50,8 @@ def _what_this_is(found: Collected) -> Section:
         [
             Text(
                 f"The technical facts that an assessment under Article 35 GDPR needs about {names}: galleries of "
-                "person "
-                "re-identification features, released under differential privacy. Features that single people out are "
-                "biometric data where they serve to identify them (Article 4(14), Article 9)."
+                "person re-identification features, released under differential privacy. Features that single people "
+                "out are biometric data where they serve to identify them (Article 4(14), Article 9)."
             ),
             Text("Whether the processing is allowed, needed and proportionate is not decided here."),
         ],
@@ -113,12 +112,10 @@ def _reveals(found: Collected) -> Section:
     items = [
         "A clean query reveals as much as its image: it is matched as it is, and whoever sees queries learns who was "
         "looked for, when, and what he looked like. No ε covers queries.",
-        "A pid ties a person's rows together. Whoever knows one of them knows how many there are, and the "
-        "promise for a "
-        "person is the total of all of them. In the anonymous protocol no pid is published.",
-        "Camera labels, row ids and the order of file names tell where, and often when, a person was. With a map "
-        "of the "
-        "cameras that is a track of movements.",
+        "A pid ties a person's rows together. Whoever knows one of them knows how many there are, and the promise for "
+        "a person is the total of all of them. In the anonymous protocol no pid is published.",
+        "Camera labels, row ids and the order of file names tell where, and often when, a person was. With a map of "
+        "the cameras that is a track of movements.",
         "The number of rows and people, and that somebody is in the gallery at all, are not hidden.",
     ]
     blocks: list[Block] = [Bullets(items)]
@@ -153,9 +150,8 @@ def _erasure(found: Collected) -> Section:
         ],
         [
             "caches and copies of one's own",
-            "feature caches, ranked pictures (visrank), TensorBoard logs and projector files, reports with "
-            "pictures or maps, "
-            "backups",
+            "feature caches, ranked pictures (visrank), TensorBoard logs and projector files, reports with pictures "
+            "or maps, backups",
         ],
         [
             "the map from rows to labels",
@@ -178,8 +174,7 @@ def _erasure(found: Collected) -> Section:
     blocks.append(
         Text(
             "Copies of a release that were already given out cannot be recalled. ε holds for them for good, and "
-            "nothing "
-            "else does.",
+            "nothing else does.",
             strong=True,
         )
     )

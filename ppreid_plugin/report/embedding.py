@@ -70,6 +70,8 @@ def embedding_pictures(
         figure.tight_layout(rect=(0, 0.13, 1, 1))
         title = f"t-SNE by {what}"
         text = f"{len(maps[0][1])} rows, seed {seed}. {_CAUTION}"
+        if inputs.protected is not None and inputs.protected.prototypes:
+            text += " Protected rows are prototypes; the clean map has the first image of each person."
         name = f"tsne-{'attribute' if what == attribute else what}.svg"
         pictures.append(Picture(title, name, svg(figure), text, tuple(sources)))
     return pictures

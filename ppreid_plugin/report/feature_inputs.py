@@ -47,6 +47,11 @@ class Space:
     camids: np.ndarray
     places: np.ndarray
 
+    @property
+    def prototypes(self) -> bool:
+        """Whether rows are prototypes of people, and no images."""
+        return bool((self.camids < 0).all())
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureInputs:
@@ -99,9 +104,8 @@ def load_inputs(args: argparse.Namespace) -> FeatureInputs | None:
     query = load_set(args.query, background) if args.query else None
     if query is not None and query.features.shape[1] != gallery.features.shape[1]:
         raise ValueError(
-            f"--query has {query.features.shape[1]} columns, --gallery {gallery.features.shape[1]}: they are not "
-            "of one "
-            "model. Extract both with the same weights."
+            f"--query has {query.features.shape[1]} columns, --gallery {gallery.features.shape[1]}: they are not of "
+            "one model. Extract both with the same weights."
         )
     bare = np.zeros((0, gallery.features.shape[1]), dtype=np.float32) if query is None else _unit(query.features)
     everyone = np.ones(len(bare), dtype=bool)

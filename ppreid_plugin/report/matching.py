@@ -93,6 +93,11 @@ def matching_table(inputs: FeatureInputs, sources: Sequence[Provenance], *, seed
         ]
         rows.append([space.title, str(len(found.queries)), str(len(np.unique(people))), *shown])
     note = "Anonymous protocol, cosine. Intervals are 95 %, by a bootstrap that draws people."
+    if inputs.protected is not None and inputs.protected.prototypes:
+        note += (
+            " Protected rows are prototypes, one a person, and queries of cameras that they were enrolled from do not "
+            "count; the clean row is of single images and of all queries, so the two are not to be compared one to one."
+        )
     headers = ["gallery", "queries", "people", "rank-1", "mAP"]
     return Table("Utility on the features given to this report", headers, rows, note, tuple(sources))
 

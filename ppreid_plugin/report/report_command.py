@@ -34,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description="One self-contained HTML page of what runs have written, and the same as Markdown.",
         epilog="Below the folders of --runs, records of tools/train.py, measure_leakage.py, sweep.py, audit.py, "
-        "make demo "
-        "and releases are found by what is in them. Features are never searched for; name them by their flags.",
+        "make demo and releases are found by what is in them. Features are never searched for; name them by their "
+        "flags.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = made.add_argument
@@ -76,9 +76,8 @@ def report_command(argv: Sequence[str]) -> list[Path]:
     found = collect(args.runs)
     if not found.sources and not found.pictures and not args.gallery:
         raise ValueError(
-            f"--runs {' '.join(args.runs)} holds nothing to report: no record of train, demo, measure_leakage, "
-            "sweep or "
-            f"audit, and no release{'; ' + found.damaged[0] if found.damaged else ''}. Name folders that they wrote."
+            f"--runs {' '.join(args.runs)} holds nothing to report: no record of train, demo, measure_leakage, sweep "
+            f"or audit, and no release{'; ' + found.damaged[0] if found.damaged else ''}. Name folders that they wrote."
         )
     if args.dpia and not found.releases:
         raise ValueError(
@@ -89,11 +88,12 @@ def report_command(argv: Sequence[str]) -> list[Path]:
         _log.warning("--show-real-people: %s It was asked for, so they are shown.", WHY_OFF)
     page, used = _page(args, argv, found)
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    written = write_page(page, out, "report")
+    written = []
     if args.projector:
-        clean = {"clean": args.gallery} if args.clean_embeddings else {"release": args.release or ""}
-        written.append(write_projector(args.projector, **clean))
+        rows = {"clean": args.gallery} if args.clean_embeddings else {"release": args.release}
+        written.append(write_projector(args.projector, **rows))
+    out.mkdir(parents=True, exist_ok=True)
+    written += write_page(page, out, "report")
     if args.dpia:
         written += write_page(assessment(found, used), out, "dpia")
     for path in written:
@@ -146,9 +146,8 @@ def _retrieval(args: argparse.Namespace, inputs: FeatureInputs | None, made_here
         pictures = retrieval_pictures(inputs, [made_here], images, queries=args.queries, seed=args.seed)
         blocks = [
             Text(
-                "Queries are drawn at random (seed above), one a person. ✓ and a solid blue frame: the right "
-                "person; ✗ and "
-                "a dashed orange frame: somebody else. Rows of the query's own person and camera are left out."
+                "Queries are drawn at random (seed above), one a person. ✓ and a solid blue frame: the right person; "
+                "✗ and a dashed orange frame: somebody else. Rows of the query's own person and camera are left out."
             ),
             *pictures,
         ]

@@ -59,9 +59,8 @@ def summary(found: Collected) -> Section:
     if not found.releases:
         blocks.append(
             Text(
-                "No release is among these files. Protected figures below were made with research noise: they "
-                "tell what "
-                "a release would do, and nothing has been published under a budget.",
+                "No release is among these files. Protected figures below were made with research noise: they tell "
+                "what a release would do, and nothing has been published under a budget.",
                 strong=True,
             )
         )

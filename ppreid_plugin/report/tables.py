@@ -101,9 +101,8 @@ def sweep_table(source: Source) -> Table | None:
         return None
     headers = ["mechanism", "protocol", "ε", "ε of a person, median / largest", "seeds", "rank-1", "mAP"]
     note = (
-        "Research noise: a figure, not a release. Intervals are Student's t over the seeds, not clipped. The "
-        "bound is on "
-        "rank-1, proved for pure mechanisms in the person unit."
+        "Research noise: a figure, not a release. Intervals are Student's t over the seeds, not clipped. The bound is "
+        "on rank-1, proved for pure mechanisms in the person unit."
     )
     return Table("Utility over budgets", [*headers, "bound on rank-1", "chosen on"], rows, note, (source.origin,))
 

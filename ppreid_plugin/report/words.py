@@ -47,9 +47,8 @@ def budget_in_words(manifest: Mapping[str, Any]) -> list[str]:
     slip = f", but for a probability of {delta:g} (δ)" if delta else ""
     said = [
         f"ε is {epsilon:g} for {unit_words(unit)}. Whatever somebody believes about that {unit} beforehand, the "
-        "release "
-        f"changes the odds between any two candidates by a factor of at most e^{epsilon:g} = {factor(epsilon)}{slip}. "
-        f"That is {strength(epsilon)}."
+        f"release changes the odds between any two candidates by a factor of at most e^{epsilon:g} = "
+        f"{factor(epsilon)}{slip}. That is {strength(epsilon)}."
     ]
     levels = manifest.get("individual_budgets")
     if levels:
@@ -93,12 +92,10 @@ def protected_in_words(manifest: Mapping[str, Any]) -> str:
     name = mechanism.get("mechanism") if isinstance(mechanism, Mapping) else mechanism
     people = f" of {manifest['people']} people" if manifest.get("people") else ""
     return (
-        f"Release {manifest['release']}: {manifest['rows']} rows{people}, {manifest['protocol']} protocol. "
-        "Protected is "
-        f"what {unit_words(str(manifest['unit']))} looked like to the encoder, by the mechanism {name}, drawn "
-        "once with "
-        "operating-system entropy: against anyone who gets the released rows, also one who knows the mechanism, the "
-        "encoder and all other rows."
+        f"Release {manifest['release']}: {manifest['rows']} rows{people}, {manifest['protocol']} protocol. Protected "
+        f"is what {unit_words(str(manifest['unit']))} looked like to the encoder, by the mechanism {name}, drawn once "
+        "with operating-system entropy: against anyone who gets the released rows, also one who knows the mechanism, "
+        "the encoder and all other rows."
     )
 
 

@@ -375,3 +375,64 @@ def test_the_tool_runs(tmp_path, runs, monkeypatch, capsys):
         runpy.run_path(str(TOOL), run_name="__main__")
     assert ended.value.code == 0
     assert f"Written to '{tmp_path / 'out/report.md'}'" in capsys.readouterr().out
+
+
+def test_prototypes_are_not_passed_off_as_images(tmp_path, runs, features, capsys):
+    files, gallery = features
+    argv = ["--gallery", files["gallery"], "--query", files["query"], "--train", files["train"], "--mechanism"]
+    reader = report(tmp_path, capsys, *argv, "privunit_g", "--unit", "person", "--epsilon", 500)
+    clean, protected = table(reader, "queries", "")
+    assert clean["queries"] == "48"
+    assert int(protected["queries"]) == (gallery["camids"] > 0).sum()  # camera 0 is the first half of three, enrolled
+    assert protected["rank-1"] == "100.0 (100.0 to 100.0)"
+    assert "the two are not to be compared one to one" in reader.text
+    assert "Protected rows are prototypes; the clean map has the first image of each person." in reader.text
+
+
+def test_leakage_over_budgets_and_choices(tmp_path, runs, capsys):
+    reader = report(tmp_path, capsys)
+    assert "Leakage over budgets" not in reader.text  # one budget is no curve
+    second = leakage_record()
+    second["meta"]["protection"]["epsilon"] = 4.0
+    write(runs / "leakage4.json", second)
+    choice = {"unit": "image", "protocol": "enrolled", "epsilon": 4.0, "mechanism": "gaussian", "params": {}}
+    choice |= {"metric": "rank1", "validation": 0.321, "chosen": 0.234, "optimum": 0.345, "gap": 0.111}
+    write(runs / "b" / "sweep.json", sweep_record(choices=[choice]))
+    reader = report(tmp_path, capsys)
+    (line,) = table(reader, "gap", "image")
+    assert [line[name] for name in ("there", "on the gallery", "best on the gallery", "gap")] == [
+        "32.1",
+        "23.4",
+        "34.5",
+        "11.1",
+    ]
+    assert "Leakage over budgets" in reader.text
+    assert (tmp_path / "out/report_files/leakage-over-budgets.svg").is_file()
+
+
+def test_a_sweep_that_only_chose_is_reported(tmp_path, capsys):
+    choice = {
+        "unit": "image",
+        "protocol": "anonymous",
+        "epsilon": 4.0,
+        "mechanism": "gaussian",
+        "params": {},
+        "value": 0.25,
+    }
+    record = sweep_record(choices=[choice], validation=sweep_record()["rows"]) | {"rows": []}
+    write(tmp_path / "runs/sweep.json", record)
+    reader = report(tmp_path, capsys)
+    assert table(reader, "gap", "image")[0]["there"] == "25.0"
+    assert "No sweep over budgets was found" in reader.text
+
+
+def test_errors_come_before_anything_is_written(tmp_path, runs, features, capsys):
+    files, gallery = features
+    folder = release(tmp_path, gallery)
+    (tmp_path / "board").mkdir()
+    (tmp_path / "board/old").touch()
+    argv = ["--gallery", files["gallery"], "--release", folder, "--projector", tmp_path / "board"]
+    code, _, err = run(capsys, "--runs", runs, "--out", tmp_path / "out", *argv)
+    assert code == 2
+    assert "which holds something" in err
+    assert not (tmp_path / "out").exists()
