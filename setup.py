@@ -37,6 +37,7 @@ setup(
         "jinja2>=3.1",
     ],
     extras_require={
+        "lpips": ["lpips>=0.1.4"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.5",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,9 +21,9 @@ ENLARGED = 2  # AlexNet's first layers leave little of 32 pixels
 def lpips_missing() -> str:
     """Return why LPIPS is not available; empty: it is."""
     if find_spec("lpips") is None:
-        return "the package lpips is not installed"
+        return "the package lpips is not installed (pip install ppreid_plugin[lpips])"
     path = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
-    return "" if path.is_file() else f"torch's cache has no {ALEXNET} (torchvision's AlexNet)"
+    return "" if path.is_file() else f"torch's cache has no {ALEXNET} (torchvision's AlexNet; nothing is downloaded)"
 
 
 def lpips_distance(images: Tensor, others: Tensor) -> Tensor | None:
@@ -54,4 +55,6 @@ def lpips_distance(images: Tensor, others: Tensor) -> Tensor | None:
 def _network() -> Any:
     import lpips
 
-    return lpips.LPIPS(net="alex", verbose=False).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it asks torchvision for weights in a way that is out of date
+        return lpips.LPIPS(net="alex", verbose=False).eval()
