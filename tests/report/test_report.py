@@ -27,8 +27,9 @@ from ppreid_plugin import cli
 from ppreid_plugin.dp.stored import load_release
 from ppreid_plugin.leakage.scores import combine
 from ppreid_plugin.report.collect import collect
+from ppreid_plugin.report.feature_inputs import load_inputs
 from ppreid_plugin.report.pictures import is_generated, picture_mark
-from ppreid_plugin.report.report_command import report_command
+from ppreid_plugin.report.report_command import parser, report_command
 
 TOOL = Path(__file__).parents[2] / "tools" / "report.py"
 HOSTILE = '<script>alert(1)</script>|x`y`_z_ $a$ & "q" ![i](http://evil.example/p.png)'
@@ -446,3 +447,16 @@ def test_errors_come_before_anything_is_written(tmp_path, bare, features, capsys
     assert code == 2
     assert "which holds something" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_seed_is_that_of_the_noise(features):
+    files, gallery = features
+    argv = ["--runs", ".", "--gallery", files["gallery"], "--train", files["train"], "--mechanism", "gaussian"]
+
+    def drawn(seed):
+        args = parser().parse_args([str(word) for word in [*argv, "--epsilon", 8, "--seed", seed]])
+        return load_inputs(args).protected.gallery
+
+    np.testing.assert_array_equal(drawn(1), drawn(1))
+    assert np.abs(drawn(1) - drawn(2)).max() > 0.01
+    np.testing.assert_allclose(np.linalg.norm(drawn(1), axis=1), np.ones(len(gallery["pids"])), rtol=1e-5)
