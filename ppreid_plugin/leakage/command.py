@@ -24,7 +24,12 @@ from .battery import Leakage, Rows, measure_leakage
 from .data import LeakageSet
 from .inputs import Labeler, load_set, read_truth_table, released_images
 from .protection import protect, released
-from .reconstruction_flags import add_reconstruction_flags, check_reconstruction_flags, reconstruction_options
+from .reconstruction_flags import (
+    add_reconstruction_flags,
+    check_reconstruction_flags,
+    described,
+    reconstruction_options,
+)
 
 USUAL = (
     "attributes",
@@ -113,7 +118,12 @@ def leakage_command(argv: Sequence[str]) -> Leakage:
         seeds=args.seeds,
         options={"reconstruction": options},
         resume=resume,
-        meta={**about, "command": ["tools/measure_leakage.py", *argv], "environment": environment("cpu")},
+        meta={
+            **about,
+            **described(options),
+            "command": ["tools/measure_leakage.py", *argv],
+            "environment": environment("cpu"),
+        },
     )
     write_json(found.to_json(), out)
     resume.unlink(missing_ok=True)

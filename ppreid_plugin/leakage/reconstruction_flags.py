@@ -58,6 +58,14 @@ def reconstruction_options(args: argparse.Namespace) -> dict[str, Any]:
     return {**options, "judge": judge}
 
 
+def described(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what a record says of the attack's arguments, JSON-ready; nothing where it was not run."""
+    if not options:
+        return {}
+    judge = options.get("judge")
+    return {"reconstruction": {**options, "judge": judge and repr(judge), "lpips_missing": lpips_missing()}}
+
+
 def _encoder(path: str) -> str:
     """Return the fingerprint of the weights that made a file's features; empty: it names none."""
     if Path(path).suffix != ".npz":

@@ -73,6 +73,9 @@ def test_a_mechanism_with_a_folder_of_images_and_a_judge(files, tmp_path, capsys
         assert set(figure[side]) >= {
             "psnr", "mean_image_ssim", "mean_image_psnr", "target_ssim", "rank1", "rank1_originals", "rank1_target"
         }  # fmt: skip
+    stated = found["meta"]["reconstruction"]
+    assert (stated["deid_target"], stated["test_rows"]) == ("blur", 20)
+    assert stated["judge"].startswith("Judge('osnet_x0_25', 'sha256:")
     assert figure["clean_others"]["rank1_originals"] == figure["others"]["rank1_originals"]
     assert list(tmp_path.glob("*finished*")) == []
 
