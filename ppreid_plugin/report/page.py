@@ -19,7 +19,7 @@ from .blocks import Page, Picture
 _TEMPLATES = Path(__file__).parent / "templates"
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~$!])")
 _STARTS = re.compile(r"^(\d+)([.)])(?=\s|$)|^([-+])(?=\s|$)")
-_SHORT = 16  # characters of a cell that is not broken into lines
+_SHORT = 22  # characters of a cell that is not broken into lines
 _NUMBER = re.compile(r"^(-|n/a|[-+]?[\d.,]+( \([^)]*\))?)$")
 
 
