@@ -49,19 +49,22 @@ def spread(values: Sequence[Any]) -> str:
 
 
 def utility_table(runs: Sequence[Source]) -> Table | None:
-    """Return rank-1, mAP and mINP of runs, clean and protected; runs that differ by their seed only are one line."""
-    groups: dict[tuple[Any, ...], list[list[Any]]] = {}
+    """Return rank-1, mAP and mINP of runs, clean and protected; runs that differ by their seed only are one line.
+
+    A second run of the same seed is no second draw: the first one counts.
+    """
+    groups: dict[tuple[Any, ...], dict[Any, list[Any]]] = {}
     used: dict[tuple[str, str], Provenance] = {}
     for source in runs:
         with reading(source):
             for key, figures in _lines(source):
-                groups.setdefault(key, []).append(figures)
+                groups.setdefault(key, {}).setdefault(source.record.get("seed", source.origin.file), figures)
         used[source.origin.file, source.origin.command] = source.origin
     if not groups:
         return None
     rows = [
         [*map(str, key[1:]), str(len(values)), *(spread([one[column] for one in values]) for column in range(4))]
-        for key, values in groups.items()
+        for key, values in ((key, list(by_seed.values())) for key, by_seed in groups.items())
     ]
     return Table(
         "Utility: what matching still finds",

@@ -142,10 +142,12 @@ def test_every_figure_names_file_command_commit_seed_and_machine(tmp_path, runs,
 def test_runs_that_differ_by_their_seed_are_one_line_with_an_interval(tmp_path, capsys):
     for seed, rank1 in ((1, 0.4), (2, 0.5), (3, 0.6)):
         write(tmp_path / f"runs/{seed}/metrics.json", train_record(rank1, seed))
+    write(tmp_path / "runs/copy/metrics.json", train_record(0.4, 1))  # the same draw again is no second one
     write(tmp_path / "runs/other/metrics.json", train_record(0.9, 1, command=["tools/train.py", "--root", "elsewhere"]))
     lines = [row for row in table(report(tmp_path, capsys), "mINP", "synthetic") if row["gallery"] == "clean"]
     wanted = combine([0.4, 0.5, 0.6], [0.0] * 3)
     assert lines[0]["rank-1"] == f"50.0 ({100 * wanted.low:.1f} to {100 * wanted.high:.1f})"
+    assert lines[0]["runs"] == "3"
     assert [(row["runs"], row["rank-1"]) for row in lines[1:]] == [("1", "90.0")]
 
 
