@@ -1,0 +1,58 @@
+"""Command line of concept erasure: ``tools/erase_concepts.py``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .erasure import Leace
+from .inputs import Labeler, load_set
+
+
+def parser() -> argparse.ArgumentParser:
+    """Parser of ``tools/erase_concepts.py``."""
+    made = argparse.ArgumentParser(
+        description="Fit LEACE on the training split: a public transform after which no linear attacker finds the "
+        "named attributes there. Use it as --transform leace:FILE, or privacy.gallery.transform leace:FILE.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = made.add_argument
+    add("--train", required=True, help="features of the training split, with attr_<name> or labels given below")
+    add("--attributes", metavar="FILE", help="arrays pids and attr_<name>: labels of people, added by pid")
+    add("--market-attributes", metavar="FILE", help="market_attribute.mat: labels of Market-1501's people")
+    add("--only", nargs="+", metavar="NAME", help="attributes to erase (all there are, if none is named)")
+    add("--no-center", action="store_true", help="keep the training mean; without this it is taken off, as center does")
+    add("--out", default="leace.safetensors", help="file to write")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return made
+
+
+def erase_command(argv: Sequence[str]) -> Leace:
+    """Fit as the command line says, write the transform, say what was erased.
+
+    Raises:
+        ValueError: no attributes, an unknown one, or one of a single class; nothing is written then.
+    """
+    args = parser().parse_args(argv)
+    out = Path(args.out)
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--out is '{out}', whose folder does not exist. Make it first.")
+    rows = Labeler(args.attributes, args.market_attributes, args.only)(load_set(args.train, ()), "--train")
+    if not rows.attributes:
+        raise ValueError(
+            f"'{args.train}' has no attributes to erase. Add arrays attr_<name>, or name labels of people with "
+            "--attributes or --market-attributes."
+        )
+    names = sorted(rows.attributes)
+    concepts = np.stack([rows.attributes[name] for name in names], axis=1)
+    leace = Leace(center=not args.no_center).fit_concepts(rows.features, concepts)
+    leace.save(out)
+    stated = leace.describe()
+    print(
+        f"Erased {stated['erased_directions']} of {stated['columns']} directions ({', '.join(names)}), fitted on "
+        f"{stated['fitted_rows']} training rows. Written: '{out}'"
+    )
+    return leace
