@@ -1,18 +1,21 @@
 r"""Public transforms that project: PCA, whitening and LDA, fitted on the training split like every transform.
 
 Each is :math:`y = \operatorname{normalize}((u - m) A)` with :math:`u = x / |x|` and the mean m of the training rows'
-u; they differ in the matrix A (d, k). Fewer columns cost a clean query's ranking little under DP noise and save it
-little (our measurements: at most 1.5 points); they save storage, and make a reconstruction from noisy rows easier.
+u; they differ in the matrix A (d, k). Under additive noise fewer columns change little for a clean query. For codebooks
+LDA with a large shrinkage and 64 to 128 columns is the best that we know (docs/results.md): what tells people apart is
+what the few symbols are spent on.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from typing_extensions import Self
 
 from ppreid_plugin.dp.arrays import directions, row_chunks
 from ppreid_plugin.dp.transforms import (
@@ -40,7 +43,7 @@ class Projection(PublicTransform):
         matrix: A, (d, k), float64, read-only; None before :meth:`fit`. So does it.
     """
 
-    learned = ("mean", "matrix")
+    learned: ClassVar[tuple[str, ...]] = ("mean", "matrix")
 
     def __init__(self, components: int | None = None) -> None:
         if components is not None and (
@@ -88,6 +91,42 @@ class Projection(PublicTransform):
         }
 
 
+class ShrunkProjection(Projection):
+    """What whitening and LDA share: variances that are divided by are shrunken towards their mean first.
+
+    Args:
+        components: as in :class:`Projection`.
+        shrinkage: added to each variance, as a fraction of the mean one. Features of training people whom the encoder
+            knows by heart vary too little: a larger one helps there.
+
+    """
+
+    learned: ClassVar[tuple[str, ...]] = (*Projection.learned, "shrinkage")
+
+    def __init__(self, components: int | None = None, shrinkage: float = 0.1) -> None:
+        super().__init__(components)
+        self.shrinkage = _checked_shrinkage(shrinkage)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, npt.ArrayLike]) -> Self:
+        """Return the fitted transform that :meth:`state` was taken from.
+
+        Raises:
+            ValueError: an array is missing, is not one of this transform, or is not finite.
+        """
+        transform = super().from_state(state)
+        transform.shrinkage = float(transform.shrinkage)
+        return transform
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the projection says, and the shrinkage."""
+        return {**super().describe(), "shrinkage": self.shrinkage}
+
+    def _floor(self, variances: torch.Tensor) -> torch.Tensor:
+        """Return what is added to each variance before the fit."""
+        return self.shrinkage * variances.mean()
+
+
 @register_transform("pca")
 class PCA(Projection):
     """Projects on the directions of largest variance of the training rows.
@@ -108,7 +147,7 @@ class PCA(Projection):
 
 
 @register_transform("whiten")
-class Whiten(Projection):
+class Whiten(ShrunkProjection):
     r"""PCA, then divides each column by :math:`\sqrt{\lambda_i + s \bar\lambda}` of its training variance.
 
     Args:
@@ -123,18 +162,14 @@ class Whiten(Projection):
 
     name = "whiten"
 
-    def __init__(self, components: int | None = None, shrinkage: float = 0.1) -> None:
-        super().__init__(components)
-        self.shrinkage = _checked_shrinkage(shrinkage)
-
     def axes(self, covariance: torch.Tensor, rows: torch.Tensor, mean: torch.Tensor, pids: Pids | None) -> torch.Tensor:
         """Return the eigenvectors with variance, each over the root of its shrunken variance."""
         values, vectors = _spectrum(covariance)
-        return vectors / (values + self.shrinkage * values.mean()).sqrt()
+        return vectors / (values + self._floor(values)).sqrt()
 
 
 @register_transform("lda")
-class LDA(Projection):
+class LDA(ShrunkProjection):
     r"""Whitens the scatter within people, then projects on the directions in which people differ most.
 
     Args:
@@ -150,10 +185,6 @@ class LDA(Projection):
     name = "lda"
     needs_pids = True
 
-    def __init__(self, components: int | None = None, shrinkage: float = 0.1) -> None:
-        super().__init__(components)
-        self.shrinkage = _checked_shrinkage(shrinkage)
-
     def axes(self, covariance: torch.Tensor, rows: torch.Tensor, mean: torch.Tensor, pids: Pids | None) -> torch.Tensor:
         """Return the generalized eigenvectors of between-person against within-person scatter."""
         people, of_row = np.unique(np.asarray(pids), return_inverse=True)
@@ -166,7 +197,7 @@ class LDA(Projection):
         counts = torch.bincount(labels, minlength=len(people)).double()[:, None]
         between = (sums / counts).T @ sums / len(rows)
         values, vectors = torch.linalg.eigh(covariance - between)
-        floor = self.shrinkage * values.clamp(min=0).mean() + 1e-12 * covariance.diagonal().mean()
+        floor = self._floor(values.clamp(min=0)) + 1e-12 * covariance.diagonal().mean()
         whitening = vectors / (values.clamp(min=0) + floor).sqrt()
         axes = whitening @ _spectrum(whitening.T @ between @ whitening)[1][:, : len(people) - 1]
         return axes * torch.where(axes.sum(dim=0) < 0, -1.0, 1.0)  # a sign that does not hang on the solver

@@ -1,11 +1,30 @@
-"""A mechanism with its parameters in one word, as command lines take it."""
+"""A mechanism or transform with its parameters in one word, as command lines take it."""
 
 from __future__ import annotations
 
 import ast
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+
+def parse_options(parts: Iterable[str], *, what: str, example: str) -> dict[str, Any]:
+    """Return the values of NAME=VALUE parts by name: Python literals or words; empty parts are passed over.
+
+    Raises:
+        ValueError: a part that is not NAME=VALUE; ``what`` it belongs to is named, with an ``example``.
+    """
+    options: dict[str, Any] = {}
+    for part in filter(None, parts):
+        key, separator, value = part.partition("=")
+        if not separator or not key or not value:
+            raise ValueError(f"{what}: '{part}' must be NAME=VALUE, such as {example}.")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    return options
 
 
 @dataclass(frozen=True)
@@ -32,16 +51,7 @@ class MechanismSpec:
             MechanismSpec(name='prior_subset', options={'codewords': 1024, 'kind': 'residual'})
         """
         name, _, rest = text.partition(":")
-        options: dict[str, Any] = {}
-        for part in filter(None, rest.split(",")):
-            key, separator, value = part.partition("=")
-            if not separator or not key or not value:
-                raise ValueError(f"mechanism '{text}': '{part}' must be NAME=VALUE, such as codewords=1024.")
-            try:
-                options[key] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                options[key] = value
-        return cls(name, options)
+        return cls(name, parse_options(rest.split(","), what=f"mechanism '{text}'", example="codewords=1024"))
 
     @classmethod
     def expand(cls, text: str) -> list[MechanismSpec]:

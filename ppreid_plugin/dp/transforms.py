@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch
 from typing_extensions import Self
 
 from ppreid_plugin.dp.arrays import Features, directions, row_chunks, saturated, to_rows
-from ppreid_plugin.registry import Registry
+from ppreid_plugin.dp.spec import parse_options
+from ppreid_plugin.registry import Registry, check_arguments
 
 _ZERO = 1e-12  # a difference of unit rows this short is rounding error of float64, not a direction
 
@@ -184,14 +186,24 @@ def build_transform(name: str, **kwargs: Any) -> PublicTransform:
     """Return the registered transform ``name``, made with ``kwargs``, not fitted yet.
 
     Args:
-        name: as in YAML; ``NAME:FILE`` for one that is loaded from a file, such as ``head:head.safetensors``.
+        name: as in YAML. ``NAME:KEY=VALUE+KEY=VALUE`` gives arguments, such as ``lda:components=64+shrinkage=2``;
+            ``NAME:FILE`` is one that is loaded from a file, such as ``head:head.safetensors``.
         kwargs: further arguments of that transform.
 
     Raises:
-        FileNotFoundError, ValueError: unknown name, a transform that is not loaded from files, a file that is none.
+        FileNotFoundError, ValueError: unknown name or argument, a value out of range, a transform that is not loaded
+            from files, a file that is none.
+
+    Example:
+        >>> build_transform("lda:components=64+shrinkage=2").components
+        64
     """
     kind, _, path = name.partition(":")
     entry = TRANSFORMS.get(kind)
+    if "=" in path and Path(path).suffix != ".safetensors":
+        given = parse_options(path.split("+"), what=f"transform '{name}'", example="components=64")
+        check_arguments(given, [entry], key=f"transform '{name}'")
+        return entry(**given, **kwargs)
     if not path:
         return entry(**kwargs)
     if (load := getattr(entry, "load", None)) is None:

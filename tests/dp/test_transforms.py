@@ -174,6 +174,20 @@ def test_unfitted_refuses():
         build_transform("pca").state()
 
 
+def test_arguments_in_the_name_are_those_of_the_constructor():
+    rng = np.random.default_rng(0)
+    training, pids = rng.normal(size=(60, 8)), np.arange(60) % 12
+    named = build_transform("lda:components=3+shrinkage=2.5").fit(training, pids)
+    given = build_transform("lda", components=3, shrinkage=2.5).fit(training, pids)
+    np.testing.assert_array_equal(named.transform(training), given.transform(training))
+    usual = build_transform("lda", components=3).fit(training, pids).transform(training)
+    assert np.abs(named.transform(training) - usual).max() > 1e-3
+    assert named.describe()["shrinkage"] == 2.5
+    again = transform_from_state("lda", named.state())
+    np.testing.assert_array_equal(again.transform(training), named.transform(training))
+    assert again.describe() == named.describe()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -189,6 +203,11 @@ def test_unfitted_refuses():
         (lambda: fitted("pca", np.ones((3, 5))), "3 training rows give 0 axes"),
         (lambda: build_transform("pca", components=0), "components is 0, must be a whole number >= 1"),
         (lambda: build_transform("whiten", shrinkage=-1), "shrinkage is -1, must be a finite number >= 0"),
+        (
+            lambda: build_transform("lda:component=3"),
+            "has 'component'; allowed: components, shrinkage",
+        ),
+        (lambda: build_transform("lda:components=3+2"), "'2' must be NAME=VALUE, such as components=64"),
         (lambda: build_transform("lda").fit(features(3)), "pids is None, but this transform learns from labels"),
         (lambda: build_transform("lda").fit(features(3), [0, 1]), r"pids has shape \(2,\) of int64, must be \(3,\)"),
         (lambda: build_transform("lda").fit(features(3), [0.0, 1.0, 1.0]), "of float64, must be"),
