@@ -118,7 +118,10 @@ PRIVACY_OPTIONS: dict[str, tuple[Any, str]] = {
     "privacy.gallery.epsilons": ([], "several budgets to evaluate in one run, instead of privacy.gallery.epsilon"),
     "privacy.gallery.delta": (None, "failure probability; None: 1e-5 for approximate mechanisms, 0 for pure ones"),
     "privacy.gallery.clip_norm": (1.0, "bound C on a row's L2 norm; the sensitivity is 2C"),
-    "privacy.gallery.transform": ("center", "public transform, fitted on the training split, by registered name"),
+    "privacy.gallery.transform": (
+        "center",
+        "public transform, fitted on the training split: NAME, NAME:KEY=VALUE+... or NAME:FILE",
+    ),
     "privacy.gallery.fit_images": (0, "training images that the transform is fitted on (0: all)"),
     "privacy.gallery.background_pids": ([0], "pids that are no person: no template, no enrolled query"),
     "privacy.gallery.query": ("clean", "queries: clean, or noised by the mechanism at the same epsilon"),

@@ -55,7 +55,7 @@ def release_parser() -> argparse.ArgumentParser:
     add("--prior-is-public", action="store_true", help="they are consenting, public or generated: small cells are fine")
     add("--unit", choices=UNITS, default="image", help="unit of privacy: one image, or one prototype a person")
     add("--protocol", choices=PROTOCOLS, default="anonymous", help="enrolled releases carry pids")
-    add("--transform", default="center", help="public transform in front of the mechanism")
+    add("--transform", default="center", help="public transform before the mechanism: NAME[:KEY=VALUE+...]")
     add("--background-pids", type=int, nargs="*", default=[0], help="pids that are no person")
     add("--max-rows-per-person", type=int, default=0, help="rows of one pid that are released; 0: all")
     add("--cameras", type=int, nargs="*", default=[], metavar="CAMID", help="cameras whose rows go in; none: all")

@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add("--epsilon", type=float, help="budget of one unit, with --mechanism")
     add("--delta", type=float, help="of approximate mechanisms (1e-5, if not given)")
     add("--unit", default="image", choices=UNITS, help="unit of privacy, with --mechanism")
-    add("--transform", default="center", help="public transform before the mechanism, fitted on --train")
+    add("--transform", default="center", help="public transform, fitted on --train: NAME[:KEY=VALUE+...]")
     add("--clean", help="the gallery unprotected (with --mechanism it is --test)")
     add("--clean-train", help="people outside the gallery, unprotected, where --train is protected already")
     add("--attributes", metavar="FILE", help="arrays pids and attr_<name>: labels of people, added by pid")

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     add("--enroll-cameras", nargs="*", type=int, help="person unit: camids to enroll from (the first half)")
     add("--seeds", type=int, default=3, help="noise draws")
     add("--delta", type=float, help="of approximate mechanisms (1e-5, if not given)")
-    add("--transform", default="center", help="public transform, fitted on the training split")
+    add("--transform", default="center", help="public transform, fitted on --train: NAME[:KEY=VALUE+...]")
     add("--background-pids", nargs="*", type=int, default=[0], help="pids that are no person")
     add("--out", default="sweep.json", help="file to write")
     add("--curves", help="picture to write: rank-1 and mAP over epsilon, with the bound where one holds (.png)")
