@@ -113,15 +113,24 @@ def release_rows(args: argparse.Namespace, gallery: GalleryRows, train: Training
         gallery: rows with their labels.
         train: features (n, d) and pids (n,) of the training split, if there is one.
     """
-    transform = fitted_transform(args.transform, train)
-    mechanism, prior = _mechanism(args, transform, train)
+    spec = MechanismSpec.parse(args.mechanism)
+    options = dict(spec.options)
+    if not options.pop("prototype", True):
+        raise ValueError(
+            f"--mechanism is '{args.mechanism}': rows at a share of the budget each exist for evaluation only. A "
+            "release of the person unit holds one prototype a person; leave prototype=False out."
+        )
+    # as in a sweep: what the mechanism's written form says goes before the flags
+    max_rows_per_person = options.pop("max_rows_per_person", args.max_rows_per_person)
+    transform = fitted_transform(options.pop("transform", args.transform), train)
+    mechanism, prior = _mechanism(args, MechanismSpec(spec.name, options), transform, train)
     terms = ReleaseTerms(
         name=args.name,
         model=model_fingerprint(args.model) or "none given",
         unit=args.unit,
         protocol=args.protocol,
         background_pids=args.background_pids,
-        max_rows_per_person=args.max_rows_per_person,
+        max_rows_per_person=max_rows_per_person,
         cameras=args.cameras,
         budgets=_budgets(args.budgets),
         opt_out=args.opt_out,
@@ -232,10 +241,9 @@ def ledger_text(ledger: Ledger) -> str:
 
 
 def _mechanism(
-    args: argparse.Namespace, transform: PublicTransform, train: Training | None
+    args: argparse.Namespace, spec: MechanismSpec, transform: PublicTransform, train: Training | None
 ) -> tuple[Mechanism, dict[str, Any]]:
     """Return the mechanism, and the provenance of its codebook if it has one."""
-    spec = MechanismSpec.parse(args.mechanism)
     options: dict[str, Any] = dict(spec.options)
     prior: dict[str, Any] = {}
     allowed = inspect.signature(MECHANISMS.get(spec.name)).parameters

@@ -156,6 +156,10 @@ def test_list(capsys, what, name):
         (arguments("--mechanism", "prior_subset"), "needs a codebook: --codewords M to fit one on --train"),
         (arguments("--mechanism", "codebook", "--codewords", "20"), "prior_is_public=True if these people"),
         (arguments("--mechanism", "codebook", "--codebook", "train.npz"), "'train.npz' lacks codebook; it holds"),
+        (
+            arguments("--mechanism", "gaussian:prototype=False"),
+            "exist for evaluation only. A release of the person unit",
+        ),
         (arguments("--budgets", "1:2"), "--budgets is '1:2', must be PID=EPSILON pairs"),
         (arguments("--expires", "soon"), "expires is 'soon', must be a date"),
         (arguments(epsilon="-1"), "epsilon is -1.0, must be a finite number > 0"),
@@ -209,6 +213,20 @@ def test_budgets_and_a_mechanism_with_its_parameters_come_from_one_word_each(sav
     }  # fmt: skip
     assert (stored.manifest["mechanism"]["codewords"], stored.manifest["mechanism"]["set_size"]) == (9, 2)
     assert stored.features.shape == (9, 16)
+
+
+def test_what_a_sweep_chose_is_released_as_it_is_written(saved, capsys):
+    """Transform and limit in the mechanism's written form go before the flags, as in a sweep."""
+    chosen = "prior_subset:codewords=9,kind=residual,min_people=1,transform=lda:components=3+shrinkage=2"
+    more = ["--mechanism", chosen + ",max_rows_per_person=1", "--protocol", "enrolled"]
+    code, _, err = run(commands.release_command, arguments(*more), capsys)
+    assert code == 0, err
+    stored = load_release("release")
+    stated = stored.manifest["transform"]
+    assert (stated["transform"], stated["components"], stated["shrinkage"]) == ("lda", 3, 2.0)
+    assert stored.features.shape[1] == 3
+    assert stored.manifest["max_rows_per_person"] == 1
+    assert np.unique(stored.pids[stored.pids > 0], return_counts=True)[1].tolist() == [1] * 4
 
 
 @pytest.mark.parametrize(
