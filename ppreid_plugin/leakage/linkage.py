@@ -125,6 +125,14 @@ class LinkageAttack(Attack):
         self.pairs = pairs
         self._score = PairScore(seed=seed)
 
+    def check(self, train: LeakageSet, test: LeakageSet) -> None:
+        """Check that there are people to link.
+
+        Raises:
+            ValueError: fewer than two people with two cameras.
+        """
+        self._halves(test)
+
     def fit(self, train: LeakageSet) -> Self:
         """Learn the score on training people."""
         halves = camera_halves(train.people, seed=self.seed)
@@ -139,13 +147,7 @@ class LinkageAttack(Attack):
         Raises:
             ValueError: fewer than two people with two cameras.
         """
-        halves = camera_halves(test.people, seed=self.seed)
-        if halves is None:
-            raise ValueError(
-                "fewer than two people of the test set have rows of two cameras, linkage needs at least 2. Give camids "
-                "of at least two cameras, or link two releases with ppreid_plugin.leakage.link."
-            )
-        first, second = halves
+        first, second = self._halves(test)
         figure = link(first, second, method="learned", score=self._score, pairs=self.pairs, seed=self.seed)
         plain = link(first, second, pairs=self.pairs, seed=self.seed) if self._score.chosen != "cosine" else figure
         others = {**figure.others, "cosine_auc": plain.score}
@@ -158,6 +160,16 @@ class LinkageAttack(Attack):
     def ceiling(self, test: LeakageSet) -> dict[str, float]:
         """All are."""
         return {"": 1.0}
+
+    def _halves(self, test: LeakageSet) -> tuple[LeakageSet, LeakageSet]:
+        halves = camera_halves(test.people, seed=self.seed)
+        if halves is None:
+            raise ValueError(
+                "fewer than two people of the test set have rows of two cameras, linkage needs at least 2. Give camids "
+                "of at least two cameras, link two releases with ppreid_plugin.leakage.link, or leave linkage out of "
+                "--attacks."
+            )
+        return halves
 
 
 def camera_halves(rows: LeakageSet, *, seed: int = 0) -> tuple[LeakageSet, LeakageSet] | None:

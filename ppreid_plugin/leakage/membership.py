@@ -139,7 +139,8 @@ class MembershipAttack(Attack):
         inside = np.isin(rows.pids, rng.permutation(people)[: len(people) // 2])
         held_back = rng.random(len(rows)) < 0.5  # other images of the gallery's people
         released, bare = rows.take(inside & ~held_back), rows.with_features(clean)
-        asked = {"gallery_image": inside & ~held_back, "gallery_person": inside & held_back}
+        there = np.isin(rows.pids, released.pids)  # a person may have all of his rows held back
+        asked = {"gallery_image": inside & ~held_back, "gallery_person": inside & held_back & there}
         train_clean = None if self._train is None else self._train.clean
         return {
             name: gallery_membership(

@@ -144,6 +144,7 @@ def test_a_file_that_is_no_resume_file_is_refused(counted, tmp_path):
             "'a' has fewer than two",
         ),
         ({"attacks": ["identification"]}, "of one camera"),
+        ({"attacks": ["counted", "linkage"]}, "fewer than two people of the test set have rows of two cameras"),
     ],
 )
 def test_errors_come_before_anything_is_trained(counted, change, message):

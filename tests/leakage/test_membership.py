@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from ppreid_plugin.dp import build_mechanism
+from ppreid_plugin.dp import build_mechanism, compose_gaussian, gaussian_epsilon
 from ppreid_plugin.dp.codebooks import LevelCodebook
 from ppreid_plugin.dp.mechanisms import GaussianMechanism
 from ppreid_plugin.dp.sphere import PrivUnitG
@@ -48,6 +48,14 @@ def test_clean_rows_that_are_there_are_found():
     assert figures["gallery_image"].score == 1.0
     assert figures["gallery_image"].others["tpr_at_fpr_0.001"] == 1.0
     assert figures["gallery_person"].score > 0.95
+
+
+def test_who_has_no_row_in_the_gallery_is_not_asked_about_as_one_who_has():
+    """With one row a person nobody has another image: held back, he is not in the gallery at all."""
+    figures = MembershipAttack().fit(people(seed=1, rows=1)).attack(people(seed=2, rows=1))
+    assert set(figures) == {"gallery_image"}
+    close = [people(count=400, rows=2, spread=0.05, d=32, seed=seed) for seed in (1, 2)]  # half of them keep one
+    assert MembershipAttack().fit(close[0]).attack(close[1])["gallery_person"].score > 0.99
 
 
 def test_releases_that_tell_nothing_are_at_the_floor():
@@ -192,6 +200,36 @@ def test_canaries_at_half_sigma_exceed_the_bounds(epsilon):
     assert honest.score == pytest.approx(honest.others["bound_auc"], abs=5 * honest.standard_error)  # the game is tight
     mu = 2 * 2 / honest_sigma(epsilon)
     assert figure.score == pytest.approx(norm.cdf(mu / 2**0.5), abs=5 * figure.standard_error + 1e-4)
+
+
+class Averaged(GaussianMechanism):
+    """The mean of several releases of each row; it claims what one of them does."""
+
+    releases = 1
+
+    def privatize(self, features, *, generator=None):
+        draws = [super(Averaged, self).privatize(features, generator=generator) for _ in range(self.releases)]
+        return np.mean(draws, axis=0)
+
+
+@pytest.mark.parametrize("releases", [1, 2, 4, 9])
+@pytest.mark.parametrize("epsilon", [1.0, 4.0])
+def test_averaging_over_releases_follows_the_composition_curve(epsilon, releases):
+    """Who averages T releases reaches what sqrt(T) mu allows: no less (fresh noise), and no more (it is the bound)."""
+    mechanism = Averaged(epsilon=epsilon)
+    mechanism.releases = releases
+    mu = mechanism.sensitivity / mechanism.sigma
+    figure = canary_membership(mechanism, trials=20_000, seed=1)
+    composed = compose_gaussian([mu] * releases)
+    assert composed == pytest.approx(releases**0.5 * mu)
+    # 5 standard errors: of the eight cells one is outside with probability 5e-6, with this seed none
+    assert figure.score == pytest.approx(norm.cdf(composed / 2**0.5), abs=5 * figure.standard_error)
+    tpr = norm.cdf(norm.ppf(0.01) + composed)
+    assert figure.others["tpr_at_fpr_0.01"] == pytest.approx(tpr, abs=0.05)
+    assert figure.others["exceeds"] == (releases > 1)  # the claim of a single release
+    total = gaussian_epsilon(mechanism.sigma, mechanism.delta, releases**0.5 * mechanism.sensitivity)
+    allowed = canary_membership(GaussianMechanism(epsilon=total), trials=1000)  # one draw at the sum
+    assert figure.score == pytest.approx(allowed.others["bound_auc"], abs=5 * figure.standard_error)
 
 
 def honest_sigma(epsilon):
