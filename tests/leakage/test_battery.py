@@ -225,6 +225,24 @@ def test_the_bound_stands_beside_pure_budgets_of_a_person_only():
         assert "bound" not in attack.attack(test.with_features(test.features, protection=other))[""].others
 
 
+@pytest.mark.parametrize(("times", "within"), [(1, True), (16, False)])
+def test_the_bound_of_identification_holds_for_what_was_spent_and_not_for_less(times, within):
+    """Four rows of each person share a pure budget of 4, or spend 16 times as much as is said."""
+    from ppreid_plugin.dp import build_mechanism
+
+    rng, mechanism = np.random.default_rng(0), build_mechanism("privunit_g", epsilon=times * 4.0 / 4)
+    stated = {"unit": "person", "epsilon": 4.0, "mechanism": {"pure": True}}
+
+    def released(people, first_pid):
+        rows = identities(people, rows_each=4, cameras=2, first_pid=first_pid)
+        noised = mechanism.privatize(np.eye(32)[rows.pids - first_pid], generator=rng)
+        return rows.with_features(noised, protection=stated)
+
+    figure = IdentificationAttack(seed=1).fit(released(32, 1001)).attack(released(30, 1))[""]
+    assert (figure.score <= figure.others["bound"]) == within
+    assert abs(figure.score - figure.others["bound"]) > 4 * figure.standard_error
+
+
 def test_roc_curves_are_means_over_the_seeds_beside_those_of_clean_features():
     train, test = identities(16, seed=1, first_pid=100), identities(12, seed=2)
     found = measure_leakage(train, test, test, train, attacks=["linkage"], seeds=2)
