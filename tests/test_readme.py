@@ -1,4 +1,4 @@
-"""Every fenced command and program of README, CONTRIBUTING and docs/privacy.md runs; large data are made small."""
+"""Every fenced command and program of README, CONTRIBUTING and two of docs/ runs; large data are made small."""
 
 import json
 import os
@@ -99,6 +99,18 @@ def test_the_programs_of_the_readme_run(checkout):
         out = run(f"{sys.executable} {file}", checkout)
         if "rank-1 {result" in program:
             assert re.search(r"rank-1 \d+\.\d%, mAP \d+\.\d%, mINP \d+\.\d%", out)
+
+
+def test_the_page_on_leakage_runs_from_top_to_bottom(checkout):
+    text = (REPOSITORY / "docs/leakage.md").read_text()
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert [language for language, _ in blocks] == ["python", "bash", "python"]
+    for language, block in blocks:
+        if language == "python":
+            (checkout / "block.py").write_text(block)
+        for command in block.splitlines() if language == "bash" else ["python block.py"]:
+            out = run(adapt(command, checkout), checkout)
+    assert re.search(r"^bag +nearest mean", out, re.MULTILINE)  # the attack that the page adds
 
 
 def test_the_demo_writes_what_it_promises(checkout):
