@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from ppreid_plugin.leakage import AttributesAttack, CameraAttack, IdentificationAttack, LeakageSet
+from ppreid_plugin.leakage import (
+    AttributesAttack,
+    CameraAttack,
+    IdentificationAttack,
+    LeakageSet,
+    LinkageAttack,
+    MembershipAttack,
+)
 from ppreid_plugin.leakage.scores import combine
 
 SEEDS = int(os.environ.get("LEAKAGE_SEEDS", "200"))
@@ -20,13 +27,15 @@ def independent(people, seed):
     rng = np.random.default_rng(seed)
     pids = np.repeat(np.arange(people) + 1, 6)
     labels = np.repeat(rng.permutation(people) % 2, 6)
-    return LeakageSet(
-        rng.normal(size=(len(pids), 16)).astype(np.float32), pids, np.tile(np.arange(6) % 3, people), {"a": labels}
-    )
+    features = rng.normal(size=(len(pids), 16)).astype(np.float32)
+    # a protection without clean rows: of membership the training game alone is played
+    return LeakageSet(features, pids, np.tile(np.arange(6) % 3, people), {"a": labels}, protection="unknown")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [AttributesAttack, CameraAttack, IdentificationAttack])
+@pytest.mark.parametrize(
+    "kind", [AttributesAttack, CameraAttack, IdentificationAttack, LinkageAttack, MembershipAttack]
+)
 def test_floor_is_covered(kind):
     held = []
     for seed in range(SEEDS):
