@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from ppreid_plugin.dp import build_mechanism
+from ppreid_plugin.dp.subset import PriorSubset
 
 
 def codewords(count=7, columns=3, seed=0):
@@ -148,3 +149,13 @@ def test_gpu_gives_the_same_sets():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("set_size", [1, 4, 11])
+def test_marginal_and_expected_are_those_of_the_full_matrix(set_size):
+    rng = np.random.default_rng(3)
+    mechanism = PriorSubset(epsilon=1.5, codebook=rng.normal(size=(12, 5)), set_size=set_size)
+    rows, weights = rng.normal(size=(40, 5)), rng.normal(size=12)
+    probabilities = mechanism.symbol_probabilities(rows)
+    np.testing.assert_allclose(mechanism.marginal(rows), probabilities.mean(axis=0))
+    np.testing.assert_allclose(mechanism.expected(rows, weights), probabilities @ weights)
