@@ -231,6 +231,19 @@ def test_errors(tmp_path, capsys, monkeypatch, changes, flags, message):
     assert not list(tmp_path.glob("leakage*"))
 
 
+def test_attacks_that_need_cameras_are_left_out_of_the_usual_ones_where_there_are_none(tmp_path, capsys):
+    for name, rows in (("train", TRAIN), ("test", TEST)):
+        write(tmp_path / f"{name}.npz", rows, camids=np.full(len(rows), -1 if name == "test" else 0))
+    out = tmp_path / "leakage.json"
+    argv = ["--train", tmp_path / "train.npz", "--test", tmp_path / "test.npz", "--seeds", 1, "--out", out]
+    code, printed, err = run(capsys, *argv)
+    assert code == 0, err
+    assert "or of none as prototypes are: camera, identification, linkage are left out." in printed
+    assert set(json.loads(out.read_text())["channels"]) == {"attributes", "membership"}
+    code, _, err = run(capsys, *argv, "--attacks", "linkage")
+    assert (code, "camera" in err) == (2, True)  # asked for by name, it is an error
+
+
 def test_too_few_training_people_are_named(tmp_path, capsys):
     few = TRAIN.take(TRAIN.pids < 2)
     argv = ["--train", write(tmp_path / "train.npz", few), "--test", write(tmp_path / "test.npz", TEST)]
