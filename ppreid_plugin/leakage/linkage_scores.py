@@ -61,9 +61,10 @@ class PairScore:
         rows = np.concatenate([side.features[np.isin(side.pids, learn)] for side in (first, second)])
         pids = np.concatenate([side.pids[np.isin(side.pids, learn)] for side in (first, second)])
         projections["center"] = build_transform("center").fit(rows).transform
-        most = min(len(learn) - 1, rows.shape[1])
-        for components in sorted({min(components, most) for components in _COMPONENTS}):
-            for shrinkage in _SHRINKAGES:
+        for shrinkage in _SHRINKAGES:
+            whole = build_transform("lda", shrinkage=shrinkage).fit(rows, pids)
+            axes = whole.describe()["components"]  # rows of a small codebook span few
+            for components in sorted({min(components, axes) for components in _COMPONENTS}):
                 lda = build_transform("lda", components=components, shrinkage=shrinkage).fit(rows, pids)
                 projections[f"lda{components}_{shrinkage:g}"] = lda.transform
 

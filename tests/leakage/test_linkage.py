@@ -166,6 +166,18 @@ def test_the_attack_learns_what_the_cosine_does_not_see():
     assert figure.attacker != "cosine"
 
 
+def test_rows_that_span_few_directions_are_linked_as_others_are():
+    """As those of a small codebook do: fewer than the columns of LDA that are tried."""
+    inside = np.linalg.qr(np.random.default_rng(0).normal(size=(40, 6)))[0]
+    train, test = (
+        gallery(d=6, seed=seed).with_features(gallery(d=6, seed=seed).features @ inside.T) for seed in (1, 2)
+    )
+    narrow = LinkageAttack().fit(train).attack(test)[""]
+    plain = LinkageAttack().fit(gallery(d=6, seed=1)).attack(gallery(d=6, seed=2))[""]
+    assert narrow.score == pytest.approx(plain.score, abs=0.01)
+    assert narrow.score > 0.9
+
+
 def test_the_attack_on_independent_rows_is_at_its_floor():
     attack = LinkageAttack(pairs=3000).fit(gallery(people=120, spread=None, seed=1))
     test = gallery(people=120, spread=None, seed=2)
