@@ -65,7 +65,8 @@ class PairScore:
             whole = build_transform("lda", shrinkage=shrinkage).fit(rows, pids)
             axes = whole.describe()["components"]  # rows of a small codebook span few
             for components in sorted({min(components, axes) for components in _COMPONENTS}):
-                lda = build_transform("lda", components=components, shrinkage=shrinkage).fit(rows, pids)
+                fewer = build_transform("lda", components=components, shrinkage=shrinkage)
+                lda = whole if components == axes else fewer.fit(rows, pids)
                 projections[f"lda{components}_{shrinkage:g}"] = lda.transform
 
         held_out = self._pairs(first, second, choose, across_cameras)
