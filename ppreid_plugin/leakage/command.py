@@ -72,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     add("--background-pids", nargs="*", type=int, default=[0], help="pids of the gallery that are no person")
     add("--out", default="leakage.json", help="file to write; finished attacks are kept beside it until it is")
     add("--fresh", action="store_true", help="run attacks again that an interrupted run has finished")
+    add("--finished", metavar="FILE", help="keep finished attacks here for further runs, which share those on --clean")
     add("--debug", action="store_true", help="show the traceback of an error")
     return made
 
@@ -107,7 +108,7 @@ def leakage_command(argv: Sequence[str]) -> Leakage:
             learned = _known_clean(train, clean_train)
     attacks = args.attacks or _usual(train, attacked)
     options = reconstruction_options(args) if "reconstruction" in attacks else {}
-    resume = out.with_name(out.name + ".finished.json")
+    resume = Path(args.finished) if args.finished else out.with_name(out.name + ".finished.json")
     if args.fresh:
         resume.unlink(missing_ok=True)
     found = measure_leakage(
@@ -127,7 +128,9 @@ def leakage_command(argv: Sequence[str]) -> Leakage:
         },
     )
     write_json(found.to_json(), out)
-    resume.unlink(missing_ok=True)
+    if not args.finished:
+        for path in (resume, Path(f"{resume}.lock")):
+            path.unlink(missing_ok=True)
     print(found.table())
     for name, figure in found.figures():
         if figure["clean"] is not None and figure["leakage"] is None:
@@ -240,6 +243,10 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.clean_train and not args.clean:
         raise ValueError("--clean-train needs --clean FILE: the gallery's rows unprotected.")
-    folder = Path(args.out).absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--out is '{args.out}', but '{folder}' is no folder. Make it first.")
+    if args.finished and args.fresh:
+        raise ValueError(
+            f"--fresh would drop what other runs keep in '{args.finished}'. Leave --fresh out, or name another --finished."
+        )
+    for flag, path in (("--out", args.out), ("--finished", args.finished)):
+        if path and not (folder := Path(path).absolute().parent).is_dir():
+            raise FileNotFoundError(f"{flag} is '{path}', but '{folder}' is no folder. Make it first.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from ..report.record import write_json
 from .data import LeakageSet
@@ -16,22 +17,11 @@ RESUME_FORMAT = "ppreid_plugin leakage, finished attacks"
 
 
 class FinishedRuns:
-    """Finished runs in a JSON file, written after each."""
+    """Finished runs in a JSON file, written after each; several processes may share one."""
 
     def __init__(self, path: str | Path | None) -> None:
         self._path = None if path is None else Path(path)
-        self._runs: dict[str, Any] = {}
-        if self._path is None or not self._path.exists():
-            return
-        try:
-            stored = json.loads(self._path.read_text(encoding="utf-8"))
-            if stored["format"] != RESUME_FORMAT:
-                raise KeyError("format")
-            self._runs = dict(stored["runs"])
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"'{self._path}' does not hold finished attacks. Delete it, or name another file."
-            ) from None
+        self._runs = self._stored()
 
     def get(self, key: str) -> dict[str, Any] | None:
         """Return the run, if it is finished."""
@@ -41,7 +31,22 @@ class FinishedRuns:
         """Keep a run."""
         self._runs[key] = run
         if self._path is not None:
-            write_json({"format": RESUME_FORMAT, "runs": self._runs}, self._path)
+            with FileLock(f"{self._path}.lock"):
+                self._runs = {**self._stored(), **self._runs}  # another process may have put its own
+                write_json({"format": RESUME_FORMAT, "runs": self._runs}, self._path)
+
+    def _stored(self) -> dict[str, Any]:
+        if self._path is None or not self._path.exists():
+            return {}
+        try:
+            stored = json.loads(self._path.read_text(encoding="utf-8"))
+            if stored["format"] != RESUME_FORMAT:
+                raise KeyError("format")
+            return dict(stored["runs"])
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"'{self._path}' does not hold finished attacks. Delete it, or name another file."
+            ) from None
 
 
 def fingerprint(*sets: LeakageSet) -> str:

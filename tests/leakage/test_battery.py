@@ -7,6 +7,7 @@ import pytest
 from planted import identities, planted
 
 from ppreid_plugin.leakage import ATTACKS, Attack, Figure, IdentificationAttack, measure_leakage
+from ppreid_plugin.leakage.finished import FinishedRuns
 from ppreid_plugin.leakage.identification import halves, nearest
 
 
@@ -121,6 +122,14 @@ def test_options_reach_the_attack_and_are_another_run(counted, tmp_path):
 
     assert [measure(), measure(plus=0.2), measure()] == pytest.approx([0.401, 0.601, 0.401])
     assert len(Counted.runs) == 2
+
+
+def test_two_processes_may_keep_their_runs_in_one_file(tmp_path):
+    one, other = FinishedRuns(tmp_path / "kept.json"), FinishedRuns(tmp_path / "kept.json")
+    one.put("a", {"x": 1})
+    other.put("b", {"x": 2})
+    both = FinishedRuns(tmp_path / "kept.json")
+    assert (both.get("a"), both.get("b")) == ({"x": 1}, {"x": 2})
 
 
 def test_a_file_that_is_no_resume_file_is_refused(counted, tmp_path):

@@ -67,6 +67,29 @@ def test_json_and_table(files, tmp_path, capsys):
     assert list(tmp_path.glob("*finished*")) == []
 
 
+def test_kept_attacks_on_clean_features_are_shared_between_runs(files, tmp_path, capsys):
+    kept = tmp_path / "kept.json"
+
+    def attack(epsilon):
+        argv = ["--train", files["train"], "--test", files["test"], "--mechanism", "gaussian", "--epsilon", epsilon]
+        argv += ["--attacks", "identification", "--seeds", 1, "--finished", kept, "--out", tmp_path / f"{epsilon}.json"]
+        code, _, err = run(capsys, *argv)
+        assert code == 0, err
+        return set(json.loads(kept.read_text())["runs"])
+
+    first, second = attack(8), attack(400)
+    assert len(first) == 2
+    assert first < second
+    assert [key.split()[1] for key in second - first] == ["protected"]
+
+
+def test_kept_attacks_are_not_dropped(files, tmp_path, capsys):
+    argv = ["--train", files["train"], "--test", files["test"], "--finished", tmp_path / "kept.json", "--fresh"]
+    code, _, err = run(capsys, *argv)
+    assert code == 2
+    assert "--fresh would drop what other runs keep" in err
+
+
 def test_the_tool_runs(files, tmp_path, monkeypatch):
     out = tmp_path / "leakage.json"
     argv = ["--train", files["train"], "--test", files["test"], "--attacks", "identification", "--seeds", 1]
