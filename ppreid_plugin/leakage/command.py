@@ -245,7 +245,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--clean-train needs --clean FILE: the gallery's rows unprotected.")
     if args.finished and args.fresh:
         raise ValueError(
-            f"--fresh would drop what other runs keep in '{args.finished}'. Leave --fresh out, or name another --finished."
+            f"--fresh would drop what other runs keep in '{args.finished}'. Leave it out, or name another --finished."
         )
     for flag, path in (("--out", args.out), ("--finished", args.finished)):
         if path and not (folder := Path(path).absolute().parent).is_dir():
