@@ -6,7 +6,7 @@ a step of its own after the encoder's. The engine (`ppreid_plugin.with_privacy`)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -27,6 +27,9 @@ class Context:
         norm_mean, norm_std: the normalization of the images, per RGB channel.
         device: where the encoder lives.
         components: all components of the engine, in order.
+        train_images: makes an iterator over batches of training images (B, 3, H, W), RGB in [0, 1] on the CPU, not
+            augmented; arguments are the number of images (0: all, else a random subset) and the seed of the subset.
+            It moves no global generator.
     """
 
     feature_dim: int
@@ -38,6 +41,7 @@ class Context:
     norm_std: tuple[float, ...]
     device: torch.device
     components: tuple[Component, ...]
+    train_images: Callable[[int, int], Iterator[Tensor]] | None = None
 
     def find(self, kind: type[Any]) -> Any:
         """Return the first component of that class, or None."""

@@ -14,6 +14,8 @@ from yacs.config import CfgNode
 
 from .options import OPTIONS
 from .registry import closest
+from .suppression.deid_loss import parse_deid_loss
+from .suppression.image_transforms import TORCHREID_TRANSFORMS, check_image_transforms
 
 _SECTIONS = {key.partition(".")[0] for key in OPTIONS if "." in key}
 
@@ -32,14 +34,12 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "video.sample_method": ("evenly", "random", "all"),
     "video.pooling_method": ("avg", "max"),
-    "privacy.deid.loss": ("mse", "l1"),
     "privacy.deid.input": ("feature", "feature_map"),
     "privacy.adversary.input": ("reconstruction", "feature"),
     "privacy.adversary.schedule": ("reversal",),
     "privacy.gallery.unit": ("image", "person"),
     "privacy.gallery.query": ("clean", "noised"),
 }
-_TRANSFORMS = ("color_jitter", "random_crop", "random_erase", "random_flip", "random_patch")
 _POSITIVE = (
     "data.height",
     "data.width",
@@ -50,8 +50,7 @@ _POSITIVE = (
     "train.print_freq",
     "privacy.deid.blocks",
     "privacy.deid.sigma",
-    "privacy.deid.height",
-    "privacy.deid.width",
+    "privacy.deid.scales",
     "privacy.deid.lr",
     "privacy.adversary.lr",
     "privacy.gallery.epsilon",
@@ -71,6 +70,8 @@ _NOT_NEGATIVE = (
     "privacy.gallery.max_rows_per_person",
     "privacy.validation.seed",
 )
+    "privacy.deid.height",
+    "privacy.deid.width",
 
 
 class ConfigError(ValueError):
@@ -160,8 +161,12 @@ def check_config(cfg: CfgNode) -> None:
         value = get_option(cfg, key)
         if not (math.isfinite(value) and value >= 0):
             raise ConfigError(f"{key} is {value}, must be >= 0. Set it in the YAML or append: {key} {OPTIONS[key][0]}")
-    for name in cfg.data.transforms:
-        _check_choice("data.transforms", str(name).lower(), _TRANSFORMS)
+    try:
+        check_image_transforms(cfg.data.transforms, key="data.transforms", known=TORCHREID_TRANSFORMS)
+        check_image_transforms(cfg.data.transforms_test, key="data.transforms_test")
+        parse_deid_loss(cfg.privacy.deid.loss)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if cfg.data.k_tfm != 1:
         raise ConfigError(f"data.k_tfm is {cfg.data.k_tfm}; torchreid's engines cannot train on several copies: use 1.")
     if cfg.loss.name == "triplet":

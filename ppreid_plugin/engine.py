@@ -16,15 +16,16 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .checkpoint import BEST_FILE
 from .components import Batch, Component, Context
-from .data.validation import VALIDATION
+from .data.validation import VALIDATION, training_set_for_features
 from .evaluation import TargetResult
 from .features import FeatureTap, probe_shapes, unwrap
 from .testing import EvaluationMixin
@@ -105,7 +106,13 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
             norm_std=std,
             device=next(unwrap(self.model).parameters()).device,
             components=self.components,
+            train_images=self._train_images,
         )
+
+    def _train_images(self, max_images: int = 0, seed: int = 0) -> Iterator[Tensor]:
+        mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in normalization(self.datamanager.transform_te))
+        for data in training_set_for_features(self.datamanager, max_images, seed):
+            yield (data["img"].flatten(0, -4) * std + mean).clamp_(0, 1)
 
     def register_model(self, name: str = "model", model: Any = None, optim: Any = None, sched: Any = None) -> None:
         """Register as torchreid does; a missing optimizer or scheduler, which torchreid fails to save, is fine."""

@@ -7,12 +7,14 @@ group ``ppreid_plugin.components``: the module it names is imported at the first
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -126,6 +128,55 @@ def check_arguments(arguments: Iterable[str], takers: Iterable[Callable[..., obj
             raise ValueError(
                 f"{key} has '{argument}'; allowed: {', '.join(names) or 'none'}.{closest(argument, names)}"
             )
+
+
+def parse_options(parts: Iterable[str], *, what: str, example: str) -> dict[str, Any]:
+    """Return the values of NAME=VALUE parts by name: Python literals or words; empty parts are passed over.
+
+    Raises:
+        ValueError: a part that is not NAME=VALUE; ``what`` it belongs to is named, with an ``example``.
+    """
+    options: dict[str, Any] = {}
+    for part in filter(None, parts):
+        key, separator, value = part.partition("=")
+        if not separator or not key or not value:
+            raise ValueError(f"{what}: '{part}' must be NAME=VALUE, such as {example}.")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    return options
+
+
+def parse_weights(spec: str, *, key: str, check: Callable[[str], object]) -> dict[str, float]:
+    """Parse ``"one"`` or ``"one:1.0,two:0.5"`` into names and weights.
+
+    Args:
+        spec: names, each with a weight or at weight 1.
+        key: config key to name in errors.
+        check: called with each name; raises ValueError for one that does not exist.
+
+    Raises:
+        ValueError: an unknown name, a weight that is no number > 0, a name given twice.
+
+    Example:
+        >>> parse_weights("mse:1.0,ssim:0.2", key="privacy.deid.loss", check=str)
+        {'mse': 1.0, 'ssim': 0.2}
+    """
+    weights: dict[str, float] = {}
+    for part in spec.split(","):
+        name, _, text = part.strip().partition(":")
+        check(name)
+        try:
+            weight = float(text) if text else 1.0
+        except ValueError:
+            weight = math.nan
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(f"{key} gives '{name}' the weight '{text}', must be a number > 0.")
+        if name in weights:
+            raise ValueError(f"{key} names '{name}' twice; give each once, as NAME:WEIGHT.")
+        weights[name] = weight
+    return weights
 
 
 def load_entry_points() -> None:

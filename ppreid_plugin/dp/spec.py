@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-
-def parse_options(parts: Iterable[str], *, what: str, example: str) -> dict[str, Any]:
-    """Return the values of NAME=VALUE parts by name: Python literals or words; empty parts are passed over.
-
-    Raises:
-        ValueError: a part that is not NAME=VALUE; ``what`` it belongs to is named, with an ``example``.
-    """
-    options: dict[str, Any] = {}
-    for part in filter(None, parts):
-        key, separator, value = part.partition("=")
-        if not separator or not key or not value:
-            raise ValueError(f"{what}: '{part}' must be NAME=VALUE, such as {example}.")
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = value
-    return options
+from ppreid_plugin.registry import parse_options
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ import torch
 from typing_extensions import Self
 
 from ppreid_plugin.dp.arrays import Features, directions, row_chunks, saturated, to_rows
-from ppreid_plugin.dp.spec import parse_options
-from ppreid_plugin.registry import Registry, check_arguments
+from ppreid_plugin.registry import Registry, check_arguments, parse_options
 
 _ZERO = 1e-12  # a difference of unit rows this short is rounding error of float64, not a direction
 

@@ -5,6 +5,7 @@ from .decoder import DECODERS, Decoder, LightDecoder, register_decoder
 from .deid import (
     DEID_TARGETS,
     Blur,
+    ColorQuantize,
     DeIDTarget,
     NoDeID,
     Pixelate,
@@ -12,7 +13,13 @@ from .deid import (
     parse_deid_targets,
     register_deid_target,
 )
-from .deid_decoder import DeIDDecoder, DeIDLoss
+from .deid_decoder import DeIDDecoder
+from .deid_loss import DeIDLoss, parse_deid_loss
+from .deid_mask import Mask
+from .deid_mean import MeanImage
+from .deid_noise import DPPixelate, Noise
+from .hdr_decoder import HDRDecoder
+from .image_transforms import ImageTransform, insert_image_transforms, parse_image_transform
 
 __all__ = [
     "ADVERSARIES",
@@ -20,16 +27,26 @@ __all__ = [
     "DEID_TARGETS",
     "Adversary",
     "Blur",
+    "ColorQuantize",
+    "DPPixelate",
     "DeIDDecoder",
     "DeIDLoss",
     "DeIDTarget",
     "Decoder",
+    "HDRDecoder",
     "IdentityAdversary",
+    "ImageTransform",
     "LightDecoder",
+    "Mask",
+    "MeanImage",
     "NoDeID",
+    "Noise",
     "Pixelate",
     "build_deid_target",
+    "insert_image_transforms",
+    "parse_deid_loss",
     "parse_deid_targets",
+    "parse_image_transform",
     "register_adversary",
     "register_decoder",
     "register_deid_target",

@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..components import Batch, Component, Context, Trainable, frozen, isolated_rng
 from .decoder import DECODERS, Decoder
 from .deid import build_deid_target, parse_deid_targets
+from .deid_loss import DeIDLoss
 
 _INPUTS = ("feature", "feature_map")
-
-
-class DeIDLoss(nn.Module):
-    r"""Distance between a decoded image and its de-identified target.
-
-    .. math:: L = \frac{1}{BCHW} \sum (\hat x - T(x))^2   \quad\text{(``mse``; our choice, the paper names no norm)}
-
-    Args:
-        kind: ``mse`` (default) or ``l1``.
-
-    Shape:
-        decoded, target: (B, C, H, W), in [0, 1]: undo the ImageNet normalization first. Output: scalar, 0 = equal.
-
-    Raises:
-        ValueError: unknown ``kind``, or shapes that differ.
-
-    Source:
-        Kansal, Wong, Kankanhalli, WACV 2024 (De-ID decoder).
-
-    Example:
-        >>> DeIDLoss()(torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2))
-        tensor(1.)
-    """
-
-    def __init__(self, kind: str = "mse") -> None:
-        super().__init__()
-        if kind not in ("mse", "l1"):
-            raise ValueError(f"De-ID loss is {kind!r}; allowed: l1, mse.")
-        self.kind = kind
-
-    def forward(self, decoded: Tensor, target: Tensor) -> Tensor:
-        """Mean distance over the batch."""
-        if decoded.shape != target.shape:
-            raise ValueError(f"decoded has shape {tuple(decoded.shape)}, target {tuple(target.shape)}; must be equal.")
-        return F.mse_loss(decoded, target) if self.kind == "mse" else F.l1_loss(decoded, target)
 
 
 class DeIDDecoder(Component):
@@ -60,17 +26,19 @@ class DeIDDecoder(Component):
     Args:
         targets: a name, ``"pixelate:1.0,blur:0.5"``, or names with weights; each target has 3 output channels.
         weight: factor on the loss in the encoder's objective. At 0 the decoder still learns (from frozen features).
-        loss: ``mse`` or ``l1``.
+        loss: ``mse``, ``l1``, ``ssim``, or several with weights such as ``mse:1.0,ssim:0.2``.
+        scales: scales at which image and target are compared (`DeIDLoss`); what adversaries read stays the full image.
         decoder: registered network.
         input: ``feature`` or ``feature_map``.
-        height, width: size of the decoded image in pixels; targets are made at full size and averaged down to it.
+        height, width: size of the decoded image in pixels (0: the input's); targets are made at the input's size and
+            averaged down to it.
         lr: learning rate of the decoder (Adam).
         options: arguments of targets and decoder network (``blocks``, ``sigma``, ...).
         make_scheduler: makes a learning rate scheduler from the optimizer, stepped once an epoch.
-        seed: seed of the decoder's initial weights.
+        seed: seed of the decoder's initial weights, and of targets with noise.
 
     Raises:
-        ValueError: an unknown name, a negative weight, an option that no part takes.
+        ValueError: an unknown name, a negative weight or size, a loss that does not fit the image.
     """
 
     name = "deid_decoder"
@@ -81,6 +49,7 @@ class DeIDDecoder(Component):
         *,
         weight: float = 1.0,
         loss: str = "mse",
+        scales: int = 1,
         decoder: str = "light",
         input: str = "feature",
         height: int = 64,
@@ -94,10 +63,17 @@ class DeIDDecoder(Component):
             raise ValueError(f"De-ID decoder input is {input!r}; allowed: {', '.join(_INPUTS)}.")
         if not weight >= 0:
             raise ValueError(f"De-ID weight is {weight}, must be >= 0.")
+        for side, pixels in (("height", height), ("width", width)):
+            if pixels < 0:
+                raise ValueError(f"De-ID decoder {side} is {pixels}, must be >= 0 pixels (0: the input's).")
         self.target_weights = parse_deid_targets(targets) if isinstance(targets, str) else dict(targets)
-        self.targets = {name: build_deid_target(name, **dict(options or {})) for name in self.target_weights}
+        self.targets = {
+            name: build_deid_target(name, **{"seed": seed, **dict(options or {})}) for name in self.target_weights
+        }
         self.weight = weight
-        self.loss = DeIDLoss(loss)
+        self.loss = DeIDLoss(loss, scales)
+        if height and width:
+            self.loss.check_size(height, width)
         self.decoder_name = decoder
         self.input = input
         self.height, self.width = height, width
@@ -122,6 +98,10 @@ class DeIDDecoder(Component):
                 "privacy.deid.input is 'feature_map', but this model has no pooling layer whose input could be read. "
                 "Use privacy.deid.input feature."
             )
+        self.height, self.width = self.height or context.height, self.width or context.width
+        self.loss.check_size(self.height, self.width)
+        for target in self.targets.values():
+            target.prepare(context)
         with isolated_rng(self.seed):
             self.network = DECODERS.get(self.decoder_name)(shape, self.out_channels, self.height, self.width)
         self.network.to(context.device)
@@ -133,10 +113,16 @@ class DeIDDecoder(Component):
         """The decoder network."""
         return {self.name: self._trainable}
 
-    def deidentify(self, images: Tensor) -> Tensor:
-        """Return the targets T(x), shape (B, 3 * targets, height, width), for images (B, 3, H, W) in [0, 1]."""
-        size = (self.height, self.width)
-        made = [target(images) for target in self.targets.values()]
+    def deidentify(self, images: Tensor, paths: Sequence[str] | None = None) -> Tensor:
+        """Return the targets T(x), shape (B, 3 * targets, height, width), for images (B, 3, H, W) in [0, 1].
+
+        Args:
+            images: as the encoder sees them.
+            paths: their files, for targets that know more about a file than its pixels (``mask``).
+        """
+        size = (self.height or images.shape[-2], self.width or images.shape[-1])
+        targets = self.targets.values()
+        made = [target(images) if paths is None else target.of_batch(images, paths) for target in targets]
         return torch.cat([m if m.shape[-2:] == size else F.interpolate(m, size=size, mode="area") for m in made], 1)
 
     def decode_frozen(self, batch: Batch) -> Tensor:
@@ -153,7 +139,7 @@ class DeIDDecoder(Component):
         for parameter in self._network.parameters():
             parameter.grad = None
         with torch.no_grad():
-            target = self.deidentify(batch.images)
+            target = self.deidentify(batch.images, batch.data.get("impath"))
         inputs = self._input_of(batch)
         decoded = self._network(inputs if self.weight > 0 else inputs.detach())
         shares = zip(decoded.split(3, 1), target.split(3, 1), self.target_weights.values(), strict=True)

@@ -84,11 +84,11 @@ def test_none_is_the_clean_decoder():
         (lambda: Pixelate(2.5), "blocks is 2.5, must be a whole number"),
         (lambda: Pixelate(64)(torch.rand(1, 3, 64, 32)), "blocks is 64, must be <= the image width of 32"),
         (lambda: Blur(0.0), "sigma is 0.0, must be > 0"),
-        (lambda: DeIDLoss("huber"), "'huber'; allowed: l1, mse"),
+        (lambda: DeIDLoss("huber"), "'huber'; allowed: l1, mse, ssim"),
         (lambda: DeIDLoss()(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 3)), "must be equal"),
         (lambda: DeIDDecoder(weight=-1.0), "De-ID weight is -1.0, must be >= 0"),
         (lambda: DeIDDecoder(input="pixels"), "'pixels'; allowed: feature, feature_map"),
-        (lambda: DeIDDecoder(decoder="lihgt"), "privacy.deid.decoder is 'lihgt'; registered: light"),
+        (lambda: DeIDDecoder(decoder="lihgt"), "privacy.deid.decoder is 'lihgt'; registered: hdr, light. Did you mean 'light'"),
         (lambda: LightDecoder((8,), 3, 60, 32), "60 x 32; both must be multiples of 8"),
     ],
 )

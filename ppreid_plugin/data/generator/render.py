@@ -47,15 +47,8 @@ def render(
     image = background(camera, place_rng, scene_seed)
     face_box = logo_box = None
     if person is not None:
-        pose = walk_pose(pose_rng, camera.yaw + camera.yaw_spread * float(pose_rng.normal()))
-        view = View(
-            scale=float(pose_rng.uniform(*camera.stature_px)),
-            x=WIDTH / 2 + float(pose_rng.normal(0.0, 4.0)),
-            y=HEIGHT - float(pose_rng.uniform(4.0, 16.0)),
-            pitch=camera.pitch + float(pose_rng.normal(0.0, 0.02)),
-            roll=float(pose_rng.normal(0.0, 0.025)),
-        )
-        skeleton = Skeleton(person, pose, view)
+        skeleton = _stand(person, camera, pose_rng)
+        view = skeleton.view
         canvas = Canvas(camera.light)
         drawn = draw_figure(canvas, skeleton, face=face, logo=logo)
         image = cast_shadow(image, (view.x, view.y), 0.22 * view.scale, camera.light)
@@ -66,6 +59,26 @@ def render(
     return Shot(image, _unless_hidden(face_box, hidden), _unless_hidden(logo_box, hidden))
 
 
+def silhouette(person: Person, camera: Camera, seed: int) -> np.ndarray:
+    """Return where the person of `render` with the same arguments is seen, without the street or the exposure.
+
+    Shape:
+        Output: (256, 128) uint8, 255 = person with what they carry. What stands before them is cut out; the blur of the
+        lens is not in it.
+    """
+    pose_rng, _, front_rng, _ = (np.random.default_rng([seed, step]) for step in range(4))
+    canvas = Canvas(camera.light)
+    draw_figure(canvas, _stand(person, camera, pose_rng))
+    # what stands in front is where a black and a white picture come out alike
+    black, white = (np.full((HEIGHT, WIDTH, 3), level, np.uint8) for level in (0, 255))
+    state = front_rng.bit_generator.state
+    for picture in (black, white):
+        front_rng.bit_generator.state = state
+        occlude(picture, camera, front_rng)
+    through = cv2.absdiff(white, black).min(axis=2)
+    return cv2.multiply(canvas.opacity(), through, scale=1 / 255)
+
+
 def encode(shot: Shot, camera: Camera, seed: int) -> bytes:
     """JPEG bytes of a shot, at a quality between the camera's bounds."""
     quality = int(np.random.default_rng([seed, 4]).integers(camera.quality[0], camera.quality[1] + 1))
@@ -73,6 +86,19 @@ def encode(shot: Shot, camera: Camera, seed: int) -> bytes:
     if not ok:
         raise RuntimeError(f"OpenCV could not encode a JPEG of quality {quality}.")
     return data.tobytes()
+
+
+def _stand(person: Person, camera: Camera, rng: np.random.Generator) -> Skeleton:
+    """Put a person before a camera."""
+    pose = walk_pose(rng, camera.yaw + camera.yaw_spread * float(rng.normal()))
+    view = View(
+        scale=float(rng.uniform(*camera.stature_px)),
+        x=WIDTH / 2 + float(rng.normal(0.0, 4.0)),
+        y=HEIGHT - float(rng.uniform(4.0, 16.0)),
+        pitch=camera.pitch + float(rng.normal(0.0, 0.02)),
+        roll=float(rng.normal(0.0, 0.025)),
+    )
+    return Skeleton(person, pose, view)
 
 
 def _whole(box: tuple[float, float, float, float] | None) -> PixelBox | None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from ppreid_plugin.data.generator.camera import CAMERAS
 from ppreid_plugin.data.generator.canvas import HEIGHT, WIDTH
-from ppreid_plugin.data.generator.person import ATTRIBUTE_FIELDS, sample_person
+from ppreid_plugin.data.generator.person import ATTRIBUTE_FIELDS, Person, sample_person
 from ppreid_plugin.data.generator.render import Shot, encode, render
 from ppreid_plugin.data.generator.scene import scene
 
@@ -197,13 +197,18 @@ def _prepare(scene_seed: int) -> None:
             scene(wall, ground, scene_seed)
 
 
-def draw_task(task: Task, folder: Path) -> Result:
-    """Write the pictures of one task; return pid, attributes (None for streets) and rows of ``boxes.csv``."""
+def cast_task(task: Task) -> tuple[Person | None, list[int]]:
+    """Return who is in a task's pictures (None: nobody) and the seed of each picture."""
     rng = np.random.default_rng(task.seed)
     person = sample_person(rng) if task.pid else None
+    return person, [int(rng.integers(1 << 62)) for _ in task.files]
+
+
+def draw_task(task: Task, folder: Path) -> Result:
+    """Write the pictures of one task; return pid, attributes (None for streets) and rows of ``boxes.csv``."""
+    person, seeds = cast_task(task)
     rows = []
-    for file, camera in task.files:
-        seed = int(rng.integers(1 << 62))
+    for (file, camera), seed in zip(task.files, seeds, strict=True):
         shot = render(person, CAMERAS[camera], seed, task.scene_seed)
         (folder / file).write_bytes(encode(shot, CAMERAS[camera], seed))
         rows.append(_box_row(file, shot))
