@@ -37,8 +37,8 @@ from .engine import with_privacy
 from .features import UNSUPPORTED_MODELS
 from .registry import check_arguments, closest
 from .suppression import ADVERSARIES, DEID_TARGETS, DeIDDecoder, parse_deid_targets
-from .zoo import resolve
 from .suppression.image_transforms import describe_guarantee, insert_image_transforms
+from .zoo import resolve
 
 _log = logging.getLogger(__name__)
 
@@ -85,9 +85,9 @@ def build_datamanager(cfg: CfgNode) -> Any:
         manager = toolbox.data.ImageDataManager(**image_data_arguments(cfg))
     else:
         manager = toolbox.data.VideoDataManager(**video_data_arguments(cfg))
+    _insert_image_transforms(cfg, manager)
     fraction = cfg.privacy.validation.ids_fraction
     if fraction > 0:
-    _insert_image_transforms(cfg, manager)
         chosen = hold_out_people(
             manager,
             ids_fraction=fraction,
@@ -151,9 +151,9 @@ def build_components(cfg: CfgNode) -> list[Component]:
                 privacy.deid.target,
                 weight=privacy.deid.weight,
                 loss=privacy.deid.loss,
+                scales=privacy.deid.scales,
                 decoder=privacy.deid.decoder,
                 input=privacy.deid.input,
-                scales=privacy.deid.scales,
                 height=privacy.deid.height,
                 width=privacy.deid.width,
                 lr=privacy.deid.lr,
@@ -253,6 +253,17 @@ def build_engine(cfg: CfgNode) -> Any:
     return engine
 
 
+def _insert_image_transforms(cfg: CfgNode, manager: Any) -> None:
+    """Put De-ID targets that are named as image transforms into torchreid's, in place, and say so."""
+    train = insert_image_transforms(manager.transform_tr, cfg.data.transforms, fresh=True)
+    test = insert_image_transforms(manager.transform_te, cfg.data.transforms_test, fresh=False)
+    for split, transforms in (("training", train), ("test", test)):
+        if transforms:
+            print(f"Images for {split} pass through: {', '.join(map(repr, transforms))}")
+    if guarantee := describe_guarantee(train, cfg.train.max_epoch):
+        print(guarantee)
+
+
 def _weights_fingerprint(cfg: CfgNode) -> str:
     """Fingerprint of the weights that queries are extracted with; empty if they are not there yet."""
     weights = cfg.model.resume or cfg.model.load_weights
@@ -275,17 +286,6 @@ def _check_data(cfg: CfgNode, manager: Any) -> None:
         if warning:
             _log.warning(warning)
         if cfg.privacy.gallery.enabled and cfg.privacy.gallery.transform != "none":
-def _insert_image_transforms(cfg: CfgNode, manager: Any) -> None:
-    """Put De-ID targets that are named as image transforms into torchreid's, in place, and say so."""
-    train = insert_image_transforms(manager.transform_tr, cfg.data.transforms, fresh=True)
-    test = insert_image_transforms(manager.transform_te, cfg.data.transforms_test, fresh=False)
-    for split, transforms in (("training", train), ("test", test)):
-        if transforms:
-            print(f"Images for {split} pass through: {', '.join(map(repr, transforms))}")
-    if guarantee := describe_guarantee(train, cfg.train.max_epoch):
-        print(guarantee)
-
-
             check_people_disjoint_from_gallery(trainset.train, [*items["query"], *items["gallery"]], name)
 
 

@@ -65,13 +65,13 @@ _NOT_NEGATIVE = (
     "loss.triplet.weight_t",
     "loss.triplet.weight_x",
     "privacy.deid.weight",
+    "privacy.deid.height",
+    "privacy.deid.width",
     "privacy.adversary.weight",
     "privacy.gallery.fit_images",
     "privacy.gallery.max_rows_per_person",
     "privacy.validation.seed",
 )
-    "privacy.deid.height",
-    "privacy.deid.width",
 
 
 class ConfigError(ValueError):
