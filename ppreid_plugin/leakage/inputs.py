@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.attributes import attributes_by_pid, load_market_attributes
 from ..dp.feature_files import load_arrays, row_names
 from ..dp.units import JUNK_PID
 from ..registry import closest
 from .data import LeakageSet
 from .images import ImageFiles, image_files, row_images
-from .market_attributes import attributes_by_pid, load_market_attributes, with_attributes
+from .market_attributes import with_attributes
 
 _ATTRIBUTE = "attr_"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..data.attributes import ByPerson, attributes_by_pid
 from ..dp.feature_files import load_arrays
 from ..dp.gallery import DPGallery
 from ..dp.protected import unit_rows
@@ -22,7 +23,7 @@ from ..dp.spec import MechanismSpec
 from ..dp.stored import load_release
 from ..leakage.data import LeakageSet
 from ..leakage.inputs import load_set
-from ..leakage.market_attributes import ByPerson, attributes_by_pid, with_attributes
+from ..leakage.market_attributes import with_attributes
 from .sweep import make_gallery
 
 

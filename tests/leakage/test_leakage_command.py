@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from scipy.io import savemat
 
 from ppreid_plugin import DPGallery, cli
+from ppreid_plugin.data.attributes import load_market_attributes
 from ppreid_plugin.dp.ledger import Ledger
 from ppreid_plugin.dp.mechanisms import build_mechanism
 from ppreid_plugin.dp.plan import ReleaseTerms
@@ -21,7 +22,7 @@ from ppreid_plugin.dp.transforms import build_transform
 from ppreid_plugin.dp.units import GalleryRows
 from ppreid_plugin.leakage.command import leakage_command
 from ppreid_plugin.leakage.inputs import load_set
-from ppreid_plugin.leakage.market_attributes import load_market_attributes, with_attributes
+from ppreid_plugin.leakage.market_attributes import with_attributes
 from ppreid_plugin.leakage.protection import protect, released
 
 TOOL = Path(__file__).parents[2] / "tools" / "measure_leakage.py"
