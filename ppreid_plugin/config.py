@@ -9,9 +9,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
+from .config_files import ConfigError, read_config
 from .options import OPTIONS
 from .registry import closest
 from .suppression.deid_loss import parse_deid_loss
@@ -74,10 +74,6 @@ _NOT_NEGATIVE = (
 )
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key, the value, what is allowed and the fix."""
-
-
 def get_default_config() -> CfgNode:
     """Return torchreid's configuration with the ``privacy`` node, all at their defaults (nothing private enabled)."""
     cfg = CfgNode()
@@ -94,24 +90,15 @@ def get_default_config() -> CfgNode:
 
 
 def merge_file(cfg: CfgNode, path: str | Path) -> None:
-    """Merge a YAML file, torchreid's own or one with a ``privacy`` block, into ``cfg``.
+    """Merge a YAML file, torchreid's own or one with ``_base_`` or a ``privacy`` block, into ``cfg``.
 
     Raises:
-        FileNotFoundError: no such file.
-        ConfigError: not a YAML mapping, an unknown key (the nearest is named) or a value of the wrong type.
+        FileNotFoundError: no such file, or no such base.
+        ConfigError: not a YAML mapping, an unknown key (the nearest is named), a value of the wrong type, or a circle
+            of bases.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"--config-file is '{path}', which is no file. Give the path of a YAML file.")
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if loaded is None:
-        return
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} holds a {type(loaded).__name__}, must be a mapping of keys as in torchreid's YAML.")
-    _merge_mapping(cfg, loaded, prefix="", source=str(path))
+    for source, mapping in read_config(path):
+        _merge_mapping(cfg, mapping, prefix="", source=str(source))
 
 
 def merge_options(cfg: CfgNode, options: list[str]) -> None:
