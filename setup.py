@@ -34,7 +34,7 @@ setup(
         "scikit-learn>=1.4",
         "concept-erasure>=0.2.4",
         "matplotlib>=3.8",
-        "torchmetrics>=1.4,<2",
+        "torchmetrics>=1.9,<2",
         "jinja2>=3.1",
     ],
     extras_require={

@@ -53,7 +53,7 @@ def _shots(folder: str) -> dict[str, tuple[Person | None, int, int]]:
         arguments = meta["num_train_ids"], meta["num_test_ids"], meta["seed"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    if writer.describe(*arguments).items() - meta.items():
+    if not all(type(value) is int for value in arguments) or writer.describe(*arguments).items() - meta.items():
         return {}
     shots = {}
     for task in writer.plan(*arguments):

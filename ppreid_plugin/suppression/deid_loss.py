@@ -27,7 +27,8 @@ class DeIDLoss(nn.Module):
 
     Args:
         kind: ``mse``, ``l1`` or ``ssim``, or several with weights such as ``mse:1.0,ssim:0.2``. SSIM is torchmetrics',
-            with a Gaussian window of 11 x 11 pixels, averaged over images, channels and positions.
+            with a Gaussian window of 11 x 11 pixels, averaged over images, channels and all pixels; images are
+            reflected at their borders, where the leakage figures leave pixels out.
         scales: number of scales, >= 1.
 
     Shape:

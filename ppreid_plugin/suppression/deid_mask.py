@@ -15,7 +15,7 @@ from ..data.silhouettes import silhouette_of
 from .deid import DeIDTarget, Pixelate, register_deid_target
 
 _THUMBNAIL = (32, 16)  # rows, columns at which a training image is compared with its file
-_SAME = 0.04  # median difference of thumbnails, as a fraction of the pixel range, up to which they show the same
+_SAME = 0.004  # median difference of thumbnails, as a fraction of the pixel range, up to which they show the same
 
 
 @register_deid_target("mask")
@@ -32,8 +32,8 @@ class Mask(DeIDTarget):
 
     Silhouettes are known by an image's file, but training images are augmented. So each is compared with its file and
     that file's mirror image at 32 x 16 pixels; the silhouette is used as it is or mirrored, whichever fits, and not at
-    all where neither does (median difference above 0.04 of the pixel range), as after ``random_crop`` or
-    ``color_jitter``. ``random_erase`` does not disturb this unless it erases half of the image.
+    all where neither does (median difference above one gray level), as after ``random_crop``, ``color_jitter`` or an
+    image transform. ``random_erase`` does not disturb this unless it erases half of the image.
 
     Args:
         blocks: blocks across the width below the head, >= 2; half as many across the head.

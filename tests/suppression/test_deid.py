@@ -88,7 +88,7 @@ def test_none_is_the_clean_decoder():
         (lambda: DeIDLoss()(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 3)), "must be equal"),
         (lambda: DeIDDecoder(weight=-1.0), "De-ID weight is -1.0, must be >= 0"),
         (lambda: DeIDDecoder(input="pixels"), "'pixels'; allowed: feature, feature_map"),
-        (lambda: DeIDDecoder(decoder="lihgt"), "privacy.deid.decoder is 'lihgt'; registered: hdr, light. Did you mean 'light'"),
+        (lambda: DeIDDecoder(decoder="lihgt"), "privacy.deid.decoder is 'lihgt'; registered: hdr, light"),
         (lambda: LightDecoder((8,), 3, 60, 32), "60 x 32; both must be multiples of 8"),
     ],
 )
