@@ -33,7 +33,7 @@ from .report.record import environment, result_to_dict, write_json
 # what a user can cause and mend; anything else is a bug and keeps its traceback
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, AssertionError)
 
-_SINGLE_VALUE_FLAGS = ("--config-file", "--root", "--dataset", "--out")
+_SINGLE_VALUE_FLAGS = ("--config-file", "--root", "--dataset", "--out", "--plan", "--labels", "--judge-weights")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -1,0 +1,98 @@
+"""What becomes of the features of a trained model: the contract of a defense, and the registry of the comparison.
+
+A defense changes the gallery, and mostly the query too. Attackers get their own people through the same defense, with
+the same key where it has one: who may have pictures matched can send his own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from typing_extensions import Self
+
+from ..dp.spec import MechanismSpec
+from ..evaluation import Extracted
+from ..leakage import LeakageSet
+from ..registry import Registry, check_arguments
+
+Matrix = npt.NDArray[np.float32]
+
+
+class Defense(ABC):
+    """Contract of a defense on features.
+
+    Constructor arguments are keywords with defaults; they are written ``NAME:KEY=VALUE,...`` in a plan.
+
+    Attributes:
+        random: whether every seed of the attacks gets a draw of its own; the figures of retrieval are then means over
+            the same draws.
+        cosine_only: whether the gallery may be matched by cosine only.
+    """
+
+    random: ClassVar[bool] = False
+    cosine_only: ClassVar[bool] = False
+
+    def fit(self, train: LeakageSet) -> Self:
+        """Learn what is needed from people outside the gallery; return self."""
+        return self
+
+    @abstractmethod
+    def protect(self, rows: LeakageSet, seed: int) -> LeakageSet:
+        """Return rows as a gallery is released; ``seed`` is that of a draw, where the defense draws."""
+
+    @abstractmethod
+    def matched(self, query: Extracted, gallery: Extracted, seed: int) -> tuple[Extracted, Extracted]:
+        """Return query and gallery as they are matched."""
+
+
+class RowDefense(Defense):
+    """A defense that does the same to each row of query and gallery, and looks at no other row."""
+
+    @abstractmethod
+    def apply(self, features: Matrix) -> Matrix:
+        """Return the changed rows: (n, d) to (n, k)."""
+
+    def protect(self, rows: LeakageSet, seed: int) -> LeakageSet:
+        """Return the rows, with their former features for attackers who learn from both."""
+        return rows.with_features(self.apply(rows.features), clean=rows.features)
+
+    def matched(self, query: Extracted, gallery: Extracted, seed: int) -> tuple[Extracted, Extracted]:
+        """Return both changed."""
+        made = [one.with_features(torch.from_numpy(self.apply(one.features.numpy()))) for one in (query, gallery)]
+        return made[0], made[1]
+
+
+DEFENSES: Registry[type[Defense]] = Registry("defense", contract=Defense)
+register_defense = DEFENSES.register
+
+
+def build_defense(text: str) -> Defense:
+    """Return the defense that is written ``NAME:KEY=VALUE,...``, not fitted.
+
+    Raises:
+        ValueError: an unknown name or argument, or a value out of range.
+
+    Example:
+        >>> build_defense("quantize:bits=1").bits
+        1
+    """
+    spec = MechanismSpec.parse(text)
+    kind = DEFENSES.get(spec.name)
+    check_arguments(spec.options, [kind], key=f"defense '{text}'")
+    try:
+        inspect.signature(kind).bind(**spec.options)
+    except TypeError as error:
+        raise ValueError(f"defense '{text}': {error}.") from None
+    return kind(**spec.options)
+
+
+def whole_number(name: str, value: Any) -> int:
+    """Return the value if it is a whole number >= 1; raise ValueError, with its name, if not."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}, must be a whole number >= 1.")
+    return value

@@ -1,0 +1,139 @@
+"""The other methods that change every row of query and gallery alike."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Self
+
+from ..leakage import Leace, LeakageSet
+from ..registry import closest
+from .defense import Matrix, RowDefense, register_defense, whole_number
+
+
+@register_defense("projection")
+class RandomProjection(RowDefense):
+    """Projects rows on random orthonormal directions, the same for query and gallery.
+
+    Protects: what lies outside these directions is gone. Not: the rest, of which d / k is kept of every inner product
+    on average (Johnson and Lindenstrauss); the directions hide nothing from whoever has rows before and after.
+
+    Args:
+        dims: k, number of directions; at most d.
+        seed: of the directions.
+
+    Source:
+        Johnson and Lindenstrauss 1984; as a template protection: Teoh et al., Pattern Recognition 2004 (BioHashing).
+    """
+
+    def __init__(self, dims: int = 64, seed: int = 0) -> None:
+        self.dims, self.seed = whole_number("dims", dims), seed
+        self._directions: npt.NDArray[np.float64] | None = None
+
+    def fit(self, train: LeakageSet) -> Self:
+        """Draw the directions; the rows say only how many columns there are."""
+        columns = train.features.shape[1]
+        if self.dims > columns:
+            raise ValueError(f"projection has dims {self.dims}, must be <= the {columns} columns of the features.")
+        drawn = np.random.default_rng(self.seed).normal(size=(columns, self.dims))
+        self._directions = np.linalg.qr(drawn)[0]
+        return self
+
+    def apply(self, features: Matrix) -> Matrix:
+        """Return (n, dims)."""
+        return (features @ _fitted(self._directions, "projection")).astype(np.float32)
+
+
+@register_defense("quantize")
+class Quantize(RowDefense):
+    """Rounds every column to 2^bits values: the middles of equal steps between two quantiles of the training rows.
+
+    Protects: little; it is what compression does, and shows that coarse is not private. Not: anything by a guarantee.
+
+    Args:
+        bits: a column, 1 to 16. One bit is the side of the middle that a value lies on.
+        tail: share of the training values beyond the outermost steps at either end, in [0, 0.5).
+    """
+
+    def __init__(self, bits: int = 2, tail: float = 0.01) -> None:
+        if not 1 <= whole_number("bits", bits) <= 16:
+            raise ValueError(f"quantize has bits {bits}, must be 1 to 16.")
+        if not 0 <= tail < 0.5:
+            raise ValueError(f"quantize has tail {tail}, must lie in [0, 0.5).")
+        self.bits, self.tail = bits, tail
+        self._span: npt.NDArray[np.float64] | None = None
+
+    def fit(self, train: LeakageSet) -> Self:
+        """Learn the quantiles of each column."""
+        self._span = np.quantile(train.features.astype(np.float64), [self.tail, 1 - self.tail], axis=0)
+        return self
+
+    def apply(self, features: Matrix) -> Matrix:
+        """Return (n, d) with 2^bits values a column."""
+        low, high = _fitted(self._span, "quantize")
+        step = np.maximum(high - low, np.finfo(np.float64).tiny) / 2**self.bits
+        place = np.clip(np.floor((features - low) / step), 0, 2**self.bits - 1)
+        return (low + (place + 0.5) * step).astype(np.float32)
+
+
+@register_defense("permute")
+class KeyedPermutation(RowDefense):
+    """Permutes the columns by a secret key, the same for query and gallery.
+
+    Protects: features of one key cannot be matched with those of another by whoever knows neither. Not: anything within
+    one key. All distances and inner products are preserved, so galleries of two keys can be aligned, and attackers who
+    get their own people through the same key lose nothing: its leakage is that of clean features, as the table shows.
+
+    Args:
+        key: seed of the permutation.
+
+    Source:
+        In the manner of ShuffleBits; here whole columns are permuted.
+    """
+
+    def __init__(self, key: int = 0) -> None:
+        self.key = key
+
+    def apply(self, features: Matrix) -> Matrix:
+        """Return the columns in the key's order."""
+        return np.ascontiguousarray(features[:, np.random.default_rng(self.key).permutation(features.shape[1])])
+
+
+@register_defense("leace")
+class LeaceDefense(RowDefense):
+    """Erases the training rows' attributes so that no linear attacker finds them there (`ppreid_plugin.leakage.Leace`).
+
+    Protects: the named attributes from linear attackers, on training rows exactly. Not: from MLPs and trees, nor
+    anything that is not an attribute.
+
+    Args:
+        attributes: names, separated by +; empty: all that are probed.
+    """
+
+    def __init__(self, attributes: str = "") -> None:
+        self.attributes = tuple(filter(None, attributes.split("+")))
+        self._leace = Leace()
+
+    def fit(self, train: LeakageSet) -> Self:
+        """Fit on the training rows and their labels."""
+        names = self.attributes or tuple(train.attributes)
+        known = sorted(train.attributes)
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"leace has the attribute '{name}'; the labels have: {', '.join(known)}.{closest(name, known)}"
+                )
+        if not names:
+            raise ValueError("leace has no attributes to erase. Give labels: --labels FILE")
+        self._leace.fit_concepts(train.features, np.stack([train.attributes[name] for name in names], axis=1))
+        return self
+
+    def apply(self, features: Matrix) -> Matrix:
+        """Return the erased rows, (n, d)."""
+        return np.asarray(self._leace.transform(features)).astype(np.float32)
+
+
+def _fitted(learned: npt.NDArray[np.float64] | None, name: str) -> npt.NDArray[np.float64]:
+    if learned is None:
+        raise RuntimeError(f"defense '{name}' is not fitted; call fit(train) first.")
+    return learned

@@ -1,0 +1,99 @@
+"""Names of finished work: digests of what determines it, so that the same work is found and other work is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from ..config import get_option
+from ..dp.feature_files import model_fingerprint
+from ..options import OPTIONS
+from .plan import Measures
+
+# keys that change nothing of what training makes
+_NOT_TRAINING = (
+    "data.save_dir",
+    "data.download",
+    "data.transforms_test",
+    "market1501.use_500k_distractors",
+    "model.resume",
+    "privacy.gallery.",
+    "test.",
+    "train.print_freq",
+    "train.start_epoch",
+    "use_gpu",
+)
+# keys that features depend on beside the weights
+_FEATURES = (
+    "data.height",
+    "data.norm_mean",
+    "data.norm_std",
+    "data.targets",
+    "data.transforms_test",
+    "data.width",
+    "cuhk03.",
+    "market1501.",
+    "video.",
+)
+_FILES = ("model.load_weights", "privacy.adversary.labels")  # their content counts, not their name
+
+
+def training_key(cfg: CfgNode) -> str:
+    """Return the name of a training: of all keys but those of evaluation, of disabled privacy parts, and of output.
+
+    Files of weights and labels count by content, the folder of the data by its path.
+    """
+    disabled = [part for part, node in cfg.privacy.items() if not node.get("enabled", True)]
+    left_out = (*_NOT_TRAINING, *(f"privacy.{part}." for part in disabled))
+    from .. import __version__
+
+    return digest({"version": __version__, **_values(cfg, [key for key in OPTIONS if not key.startswith(left_out)])})
+
+
+def features_key(cfg: CfgNode) -> str:
+    """Return the name of the features that a row's weights make of its images."""
+    return digest(
+        {"training": training_key(cfg), **_values(cfg, [key for key in OPTIONS if key.startswith(_FEATURES)])}
+    )
+
+
+def measured_key(cfg: CfgNode, reference: CfgNode, defense: str, measures: Measures) -> str:
+    """Return the name of the figures of a row with one seed, beside a reference row."""
+    gallery = [key for key in OPTIONS if key.startswith("privacy.gallery.")] if cfg.privacy.gallery.enabled else []
+    return digest(
+        {
+            "features": features_key(cfg),
+            "reference": features_key(reference),
+            "gallery": _values(cfg, gallery),
+            "defense": defense,
+            "exclude_same_camera": cfg.test.exclude_same_camera,
+            "background_pids": list(cfg.privacy.gallery.background_pids),
+            "measures": {
+                name: model_fingerprint(value) if name in ("labels", "judge_weights") else value
+                for name, value in dataclasses.asdict(measures).items()
+                if name != "metric"
+            },
+        }
+    )
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits that change with the values."""
+    text = json.dumps(values, sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _values(cfg: CfgNode, keys: list[str]) -> dict[str, Any]:
+    values = {key: get_option(cfg, key) for key in keys}
+    for key in _FILES:
+        if values.get(key):
+            values[key] = model_fingerprint(str(values[key]))
+    if "data.root" in values:
+        values["data.root"] = str(Path(values["data.root"]).resolve())
+    return values

@@ -1,0 +1,236 @@
+"""Runs a plan: trains, extracts and measures what is not finished yet, each step kept as it ends.
+
+Below the output folder: ``training/KEY``, ``features/KEY`` (clean features: the unprotected gallery, so mode 0600),
+``measured/KEY.json``, and ``attacks-SEED.json`` with the finished attacks of a seed. Keys are those of :mod:`.keys`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from .. import build
+from ..config import ConfigError, check_config
+from ..dp.gallery import DPGallery
+from ..leakage import Judge
+from ..report.record import environment, write_json
+from .cost import step_cost
+from .defense import Defense, build_defense
+from .deid_probe import DeIDProbe
+from .features import attacked_sets, extract, features_there, probed_attributes, retrieval_sets
+from .gallery_defenses import DPDefense
+from .keys import features_key, measured_key, training_key
+from .measuring import Sets, deid_figures, leakage_figures, retrieval_figures
+from .plan import Plan, Row
+from .progress import TimeLeft
+from .training import kept_epoch, train, trained_record
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row with one seed: its configuration, the reference's, and where its parts are."""
+
+    row: Row
+    seed: int
+    cfg: CfgNode
+    training: Path
+    features: Path
+    reference_features: Path
+    measured: Path
+
+    def state(self) -> str:
+        """Return how far it is: ``measured``, ``trained``, ``epoch 3 of 60`` or ``-``."""
+        if self.measured.is_file():
+            return "measured"
+        if trained_record(self.training) is not None:
+            return "trained"
+        epoch = kept_epoch(self.training)
+        return f"epoch {epoch} of {self.cfg.train.max_epoch}" if epoch else "-"
+
+
+class Runner:
+    """Runs the rows of a plan.
+
+    Args:
+        plan: what to run.
+        out: folder of everything that is written.
+        rows: of the plan; the reference is among them.
+
+    Raises:
+        ConfigError, ValueError: a configuration that cannot be used, or a row that would have to be trained anew.
+    """
+
+    def __init__(self, plan: Plan, out: Path, rows: Sequence[Row]) -> None:
+        self.plan, self.out = plan, out
+        self.work = [self._work(row, seed) for seed in plan.seeds for row in rows]
+        for one in self.work:
+            check_config(one.cfg)
+            build.build_components(one.cfg)
+            self._defense(one)
+        self._judge: Judge | None = None
+        self._sets: tuple[Path, Sets] | None = None  # of the reference that was read last
+
+    def check(self) -> None:
+        """Check data, weights, labels and judge before anything is trained.
+
+        Raises:
+            ValueError, OSError: the first that cannot be used.
+        """
+        measures = self.plan.measures
+        for one in self.work:
+            cfg = one.cfg.clone()
+            cfg.data.save_dir = str(self.out)
+            build.check(cfg)
+            if len(cfg.data.targets) != 1:
+                raise ConfigError(
+                    f"data.targets is {list(cfg.data.targets)}; an ablation has one. Give one target: -t NAME"
+                )
+        if measures.judge:
+            self._judge = Judge(measures.judge, measures.judge_weights)
+        _ = self._people
+
+    def run(self, *, may_train: bool = True, again: bool = False) -> dict[str, list[dict[str, Any]]]:
+        """Do what is not finished; return the figures by row, one record a seed, in the plan's order.
+
+        Args:
+            may_train: False refuses rows that are not trained.
+            again: measure what is measured already, too, attacks included.
+
+        Raises:
+            ConfigError: a row is not trained and may not be.
+        """
+        self.check()
+        if not may_train and (missing := [one for one in self.work if trained_record(one.training) is None]):
+            raise ConfigError(
+                f"row '{missing[0].row.name}', seed {missing[0].seed}, is not trained "
+                f"({len(missing)} such). Run without --no-train, or name finished rows: --rows"
+            )
+        if again:
+            for path in [*(one.measured for one in self.work), *map(self._finished, self.plan.seeds)]:
+                path.unlink(missing_ok=True)
+        left = TimeLeft()
+        for one in self.work:
+            for step, done in self._steps(one).items():
+                if not done:
+                    left.expect(step, one.training if step == "training" else one.measured)
+        found: dict[str, list[dict[str, Any]]] = {}
+        for number, one in enumerate(self.work, 1):
+            if not one.measured.is_file():
+                print(f"[{number}/{len(self.work)}] {one.row.name}, seed {one.seed}{left}", flush=True)
+                self._finish(one, left)
+            found.setdefault(one.row.name, []).append(json.loads(one.measured.read_text(encoding="utf-8")))
+        return found
+
+    def states(self) -> list[list[str]]:
+        """Return name, kind and state by seed of every row."""
+        rows: dict[str, list[str]] = {}
+        for one in self.work:
+            kind = one.row.defense or ("trained" if one.row.config is not None else f"weights of {one.row.of}")
+            rows.setdefault(one.row.name, [one.row.name, kind]).append(one.state())
+        return list(rows.values())
+
+    def _work(self, row: Row, seed: int) -> Work:
+        cfg, root = self.plan.config(row, seed), self.plan.trained(row)
+        key = training_key(cfg)
+        if row is not root and key != training_key(self.plan.config(root, seed)):
+            raise ConfigError(
+                f"row '{row.name}' is of '{root.name}', but its options ({', '.join(row.options)}) change what is "
+                "trained. Give it a config of its own, or change keys of evaluation only."
+            )
+        reference = self.plan.config(self.plan.reference, seed)
+        if row.defense and cfg.privacy.gallery.enabled:
+            raise ConfigError(
+                f"row '{row.name}' has a defense, and privacy.gallery.enabled True. Leave one of them out."
+            )
+        return Work(
+            row,
+            seed,
+            cfg,
+            self.out / "training" / key,
+            self.out / "features" / features_key(cfg),
+            self.out / "features" / features_key(reference),
+            self.out / "measured" / f"{measured_key(cfg, reference, row.defense, self.plan.measures)}.json",
+        )
+
+    def _steps(self, one: Work) -> dict[str, bool]:
+        """Return the steps of one row and whether each is finished."""
+        trained = trained_record(one.training) is not None
+        return {"training": trained, "measuring": one.measured.is_file()}
+
+    def _finish(self, one: Work, left: TimeLeft) -> None:
+        with left.step("training", one.training, count=trained_record(one.training) is None):
+            record = train(one.cfg, one.training)
+        with left.step("measuring", one.measured):
+            if not features_there(one.features):
+                extract(one.cfg, one.training / record["weights"], record["fingerprint"], one.features)
+            figures = self._measure(one)
+            one.measured.parent.mkdir(parents=True, exist_ok=True)
+            write_json({**figures, "environment": environment("cpu")}, one.measured)
+
+    def _measure(self, one: Work) -> dict[str, Any]:
+        measures, cfg = self.plan.measures, one.cfg
+        reference = self._reference_sets(one)
+        sets = reference if one.features == one.reference_features else attacked_sets(one.features, cfg, self._people)
+        defense = self._defense(one)
+        if defense is not None:
+            defense.fit(sets[0])
+        figures: dict[str, Any] = {"row": one.row.name, "seed": one.seed}
+        figures["retrieval"] = retrieval_figures(
+            *retrieval_sets(one.features),
+            defense,
+            seed=one.seed,
+            draws=measures.attack_seeds,
+            exclude_same_camera=cfg.test.exclude_same_camera,
+        )
+        if measures.attacks:
+            figures["leakage"] = leakage_figures(
+                sets,
+                reference,
+                defense,
+                seed=one.seed,
+                measures=measures,
+                judge=self._judge,
+                finished=self._finished(one.seed),
+            )
+        if measures.deid_target:
+            figures["deid"] = deid_figures(self._probe, sets, reference, defense=defense, seed=one.seed)
+        if measures.step_pairs and one.row.config is not None:
+            figures["step_cost"] = step_cost(cfg, measures.step_pairs)
+        return figures
+
+    def _defense(self, one: Work) -> Defense | None:
+        if one.row.defense:
+            return build_defense(one.row.defense)
+        galleries = [part for part in build.build_components(one.cfg) if isinstance(part, DPGallery)]
+        if len(galleries) > 1:
+            raise ConfigError(
+                f"row '{one.row.name}' has {len(galleries)} budgets (privacy.gallery.epsilons); a row has one. Write "
+                "one row for each: {name: ..., of: ..., options: {privacy.gallery.epsilon: ...}}"
+            )
+        return DPDefense.of(galleries[0]) if galleries else None
+
+    def _reference_sets(self, one: Work) -> Sets:
+        if self._sets is None or self._sets[0] != one.reference_features:
+            cfg = self.plan.config(self.plan.reference, one.seed)
+            made = attacked_sets(one.reference_features, cfg, self._people)
+            self._sets = (one.reference_features, made)
+        return self._sets[1]
+
+    def _finished(self, seed: int) -> Path:
+        return self.out / f"attacks-{seed}.json"
+
+    @cached_property
+    def _people(self) -> Any:
+        measures = self.plan.measures
+        return probed_attributes(measures.labels, measures.attributes)
+
+    @cached_property
+    def _probe(self) -> DeIDProbe:
+        cfg, measures = self.work[0].cfg, self.plan.measures
+        return DeIDProbe(measures.deid_target, height=cfg.data.height, width=cfg.data.width, steps=measures.deid_steps)
