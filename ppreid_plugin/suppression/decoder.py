@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..registry import Registry
 
 _START = 8  # the light decoder starts from a map about 8 pixels high
-_CHANNELS = (32, 24, 16, 12)  # ours: 5 MMAC for 512 -> 64 x 32, against 80 MMAC of OSNet x0.25
+_CHANNELS = (32, 24, 16, 12)  # ours: 4 MMAC for 512 -> 64 x 32, against 80 MMAC of OSNet x0.25
 _MAP_POOL = 4  # a feature map is pooled to a grid of 2 * _MAP_POOL x _MAP_POOL before it is decoded
 
 
@@ -43,7 +43,7 @@ register_decoder = DECODERS.register
 class LightDecoder(Decoder):
     """Dense layer to a small map, then nearest-neighbor x2 and a 3 x 3 convolution, until the image is reached.
 
-    The shape of HDRNet (Kansal and Subramanyam, IEEE Access 2019) on a reduced grid: about 5 million multiply-adds for
+    The shape of HDRNet (Kansal and Subramanyam, IEEE Access 2019) on a reduced grid: about 4 million multiply-adds for
     512 dimensions and 64 x 32 pixels. No batch normalization, so that it computes the same for training and frozen.
 
     Raises:

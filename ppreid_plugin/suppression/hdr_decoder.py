@@ -29,7 +29,7 @@ class HDRDecoder(Decoder):
     feature map, 512 x 16 x 8  462.2      0.28 M
     =========================  =====  ==========
 
-    of one image's forward pass, against 80 MMAC of OSNet x0.25 itself and 5 MMAC of ``light`` at 64 x 32.
+    of one image's forward pass, against 80 MMAC of OSNet x0.25 itself and 4 MMAC of ``light`` at 64 x 32.
 
     Raises:
         ValueError: height and width are no multiples of 8, or below 32.
