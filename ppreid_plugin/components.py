@@ -6,7 +6,7 @@ a step of its own after the encoder's. The engine (`ppreid_plugin.with_privacy`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -30,6 +30,8 @@ class Context:
         train_images: makes an iterator over batches of training images (B, 3, H, W), RGB in [0, 1] on the CPU, not
             augmented; arguments are the number of images (0: all, else a random subset) and the seed of the subset.
             It moves no global generator.
+        train_items: (path or paths, pid, camid, dsetid) of the training split, as torchreid numbers them.
+        sources: names of the training data sets; an item's dsetid is its place here.
     """
 
     feature_dim: int
@@ -42,6 +44,8 @@ class Context:
     device: torch.device
     components: tuple[Component, ...]
     train_images: Callable[[int, int], Iterator[Tensor]] | None = None
+    train_items: Sequence[tuple[Any, ...]] = ()
+    sources: tuple[str, ...] = ()
 
     def find(self, kind: type[Any]) -> Any:
         """Return the first component of that class, or None."""
@@ -81,7 +85,8 @@ class Component:
     """Base class of privacy parts. Override what is needed; a component that does nothing is allowed.
 
     Order of the calls in a training step: `loss_terms` during the engine's ``compute_loss`` (their sum is added to the
-    encoder's loss), then `finish_step` after torchreid's backward pass and optimizer step.
+    encoder's loss), then `finish_step` after torchreid's backward pass and optimizer step. `begin_epoch` and
+    `finish_epoch` come before the first and after the last step of an epoch.
     """
 
     in_training = True  # False for a part that only evaluation uses: it needs no access to the feature
@@ -100,6 +105,12 @@ class Component:
     def finish_step(self, batch: Batch) -> dict[str, float]:
         """Take the component's own step; the returned figures are logged."""
         return {}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Prepare for the epoch (from 0)."""
+
+    def finish_epoch(self, epoch: int) -> None:
+        """Look back on the epoch (from 0); a checkpoint may be written next."""
 
 
 @contextmanager

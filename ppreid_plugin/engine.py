@@ -107,6 +107,8 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
             device=next(unwrap(self.model).parameters()).device,
             components=self.components,
             train_images=self._train_images,
+            train_items=self.datamanager.train_loader.dataset.train,
+            sources=tuple(self.datamanager.sources),
         )
 
     def _train_images(self, max_images: int = 0, seed: int = 0) -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ from .autocast import model_autocast
 from .components import Batch, Component
 from .features import FeatureTap
 from .progress import track
+from .training_log import EpochLog
 
 
 class TrainingMixin:
@@ -23,8 +24,10 @@ class TrainingMixin:
     epoch: int
     datamanager: Any
     train_loader: Any
+    writer: Any
     _tap: FeatureTap | None
     _batch: Batch | None
+    _log: EpochLog | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         """Train one epoch, with a progress bar on a terminal."""
@@ -32,10 +35,18 @@ class TrainingMixin:
         if sys.stdout.isatty():
             size = getattr(loader, "batch_size", 1) or 1
             self.train_loader = track(loader, f"epoch {self.epoch + 1}", per_item=size, unit="images")
+        learning = self.components if self._tap is not None else ()
+        for component in learning:
+            component.begin_epoch(self.epoch)
+        self._log = EpochLog(self.writer.log_dir if learning and self.writer is not None else None, self.epoch + 1)
         try:
             super().train(*args, **kwargs)  # type: ignore[misc]
         finally:
             self.train_loader = loader
+        for component in learning:
+            component.finish_epoch(self.epoch)
+        self._log.write()
+        self._log = None
 
     def parse_data_for_train(self, data: Any) -> Any:
         """Parse as torchreid does and keep what the components need."""
@@ -60,6 +71,8 @@ class TrainingMixin:
         for component in self.components:
             summary.update(component.finish_step(self._batch))
         self._batch = None
+        if self._log is not None:
+            self._log.add(summary)
         return summary
 
     def compute_loss(self, criterion: Any, outputs: Any, targets: Any) -> Tensor:

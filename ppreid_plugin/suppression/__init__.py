@@ -1,6 +1,6 @@
 """Stage 1, suppression: De-ID targets, decoders and Adv-ID adversaries."""
 
-from .adversary import ADVERSARIES, Adversary, IdentityAdversary, register_adversary
+from .adversary import ADVERSARIES, Adversary, register_adversary
 from .decoder import DECODERS, Decoder, LightDecoder, register_decoder
 from .deid import (
     DEID_TARGETS,
@@ -18,15 +18,21 @@ from .deid_loss import DeIDLoss, parse_deid_loss
 from .deid_mask import Mask
 from .deid_mean import MeanImage
 from .deid_noise import DPPixelate, Noise
+from .deid_sometimes import Sometimes
 from .hdr_decoder import HDRDecoder
+from .identity_adversary import IdentityAdversary
+from .image_adversary import ImageAdversary
 from .image_transforms import ImageTransform, insert_image_transforms, parse_image_transform
+from .label_adversaries import AttributesAdversary, CameraAdversary, LabelAdversary
 
 __all__ = [
     "ADVERSARIES",
     "DECODERS",
     "DEID_TARGETS",
     "Adversary",
+    "AttributesAdversary",
     "Blur",
+    "CameraAdversary",
     "ColorQuantize",
     "DPPixelate",
     "DeIDDecoder",
@@ -35,13 +41,16 @@ __all__ = [
     "Decoder",
     "HDRDecoder",
     "IdentityAdversary",
+    "ImageAdversary",
     "ImageTransform",
+    "LabelAdversary",
     "LightDecoder",
     "Mask",
     "MeanImage",
     "NoDeID",
     "Noise",
     "Pixelate",
+    "Sometimes",
     "build_deid_target",
     "insert_image_transforms",
     "parse_deid_loss",
