@@ -132,7 +132,7 @@ def test_the_dp_defense_draws_by_seed_and_costs_utility_by_its_budget():
         ).mAP
 
     assert mean_ap(1) < mean_ap(200) <= 1
-    query, gallery = defense.matched(extracted(some), extracted(some), seed=1)
+    _, gallery = defense.matched(extracted(some), extracted(some), seed=1)
     assert gallery.features.numpy() == pytest.approx(one, abs=1e-6)  # what is matched is what is attacked
 
 
