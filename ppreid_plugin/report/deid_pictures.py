@@ -37,7 +37,7 @@ def write_deid_targets(path: str | Path, *, seed: int = 3) -> None:
         images = load_images(shown, _HEIGHT, _WIDTH)
         rows = {"original": images}
         for name in DEID_TARGETS.names():
-            if DEID_TARGETS.get(name).__module__.startswith("ppreid_plugin.") and name != "none":
+            if DEID_TARGETS.get(name).__module__.startswith("ppreid_plugin.") and name not in ("none", "sometimes"):
                 target = build_deid_target(name)
                 target.prepare(_context(everybody))
                 rows[name] = target.of_batch(images, shown)
@@ -58,7 +58,7 @@ def _context(images: Tensor) -> Context:
         yield images
 
     none = (0.0, 0.0, 0.0)
-    return Context(1, None, _PEOPLE, _HEIGHT, _WIDTH, none, none, torch.device("cpu"), (), train_images)
+    return Context(1, None, _PEOPLE, _HEIGHT, _WIDTH, none, none, torch.device("cpu"), (), train_images=train_images)
 
 
 def _reduce(path: Path, mark: dict[str, str]) -> None:
