@@ -75,7 +75,7 @@ def test_a_subset_of_the_training_images_is_seeded():
         yield torch.full((3, 3, 4, 2), 0.25)
         yield torch.full((1, 3, 4, 2), 0.75)
 
-    context = Context(8, None, 3, 4, 2, (0,) * 3, (1,) * 3, torch.device("cpu"), (), train_images)
+    context = Context(8, None, 3, 4, 2, (0,) * 3, (1,) * 3, torch.device("cpu"), (), train_images=train_images)
     target = MeanImage(max_images=4, seed=5)
     target.prepare(context)
     got = target(torch.rand(2, 3, 8, 4))
@@ -92,7 +92,11 @@ def test_a_mean_image_without_training_images_is_an_error():
     with pytest.raises(ValueError, match="learns from training images"):
         DeIDDecoder("mean_image").build(context)
     target = MeanImage()
-    target.prepare(Context(8, None, 3, 4, 2, (0,) * 3, (1,) * 3, torch.device("cpu"), (), lambda count, seed: iter(())))
+    target.prepare(
+        Context(
+            8, None, 3, 4, 2, (0,) * 3, (1,) * 3, torch.device("cpu"), (), train_images=lambda count, seed: iter(())
+        )
+    )
     with pytest.raises(RuntimeError, match="the training split is empty"):
         target(torch.rand(1, 3, 4, 2))
 
