@@ -1,5 +1,6 @@
 """Configuration: torchreid's YAML unchanged, errors that name key, value and fix."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -18,34 +19,137 @@ from ppreid_plugin.config import (
 )
 from ppreid_plugin.options import OPTIONS, describe_options
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+# keys beside privacy that torchreid does not have
+OURS = [("data", "transforms_test"), ("data", "download"), ("train", "amp"), ("test", "exclude_same_camera")]
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(path for path in FOLDER.glob("im_*.yaml"))
+MODELS, LOSSES = ("osnet_x0_25", "osnet_x1_0", "resnet50"), ("softmax", "triplet")
+# what each preset is made of, and the keys that tell it from the others
+PRESETS = {
+    "baseline": ([], {}),
+    "clean_decoder": (["DeIDDecoder"], {"privacy.deid.target": "none"}),
+    "deid_pixelate": (["DeIDDecoder"], {"privacy.deid.target": "pixelate"}),
+    "deid_blur": (["DeIDDecoder"], {"privacy.deid.target": "blur"}),
+    "deid_noise": (["DeIDDecoder"], {"privacy.deid.target": "noise"}),
+    "deid_mask": (["DeIDDecoder"], {"privacy.deid.target": "mask"}),
+    "deid_adv": (["DeIDDecoder", "IdentityAdversary"], {"privacy.adversary.input": "feature"}),
+    "one_stage": (["DeIDDecoder", "IdentityAdversary"], {"privacy.adversary.input": "reconstruction"}),
+    "one_stage_attr": (["DeIDDecoder", "IdentityAdversary", "AttributesAdversary"], {}),
+    "image_adv": (["ImageAdversary"], {"privacy.adversary.input": "feature"}),
+    "two_stage": (["DeIDDecoder", "IdentityAdversary", "DPGallery"], {"privacy.adversary.input": "reconstruction"}),
+}
+
+
+def recipe(model, loss):
+    return FOLDER / f"im_{model}_{loss}_256x128_amsgrad.yaml"
+
+
+def preset_file(model, loss, preset):
+    return FOLDER / f"im_{model}_{loss}_256x128_amsgrad_{preset}.yaml"
+
+
+def loaded(path, *options):
+    cfg = get_default_config()
+    merge_file(cfg, path)
+    merge_options(cfg, list(options))
+    check_config(cfg)
+    return cfg
+
+
+def components(cfg):
+    if "one_stage_attr" in cfg.data.save_dir:
+        cfg.privacy.adversary.labels = "attributes.csv"
+    return build.build_components(cfg)
+
+
+def test_every_shipped_file_is_a_recipe_a_preset_or_the_demo():
+    presets = {preset_file(*parts) for parts in itertools.product(MODELS, LOSSES, PRESETS)}
+    assert len(presets) == 66
+    recipes = {recipe(*parts) for parts in itertools.product(MODELS, LOSSES)}
+    assert set(CONFIGS) == presets | recipes | {FOLDER / "im_osnet_x0_25_softmax_128x64_amsgrad_demo.yaml"}
+    blocks = {path.stem for path in (FOLDER / "privacy").glob("*.yaml")}
+    assert blocks == set(PRESETS) - {"baseline"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_configs_merge_check_and_name_their_parts(path):
-    cfg = get_default_config()
-    merge_file(cfg, path)
-    check_config(cfg)
-    parts = {type(part).__name__ for part in build.build_components(cfg)}
-    expected = {
-        "deid_pixelate": {"DeIDDecoder"},
-        "one_stage": {"DeIDDecoder", "IdentityAdversary"},
-        "two_stage": {"DeIDDecoder", "IdentityAdversary", "DPGallery"},
-        "demo": {"DeIDDecoder", "IdentityAdversary", "DPGallery"},
-    }
-    suffix = next((suffix for suffix in expected if path.stem.endswith(suffix)), None)
-    assert parts == (expected[suffix] if suffix else set())
+def test_shipped_configs_merge_and_check(path):
+    loaded(path)
 
 
-def test_only_the_last_block_of_a_private_config_is_not_torchreids():
-    plain, private = (
-        yaml.safe_load(next(p for p in CONFIGS if p.stem.endswith(end)).read_text())
-        for end in ("256x128_amsgrad", "softmax_256x128_amsgrad_one_stage")
-    )
-    assert private.pop("privacy")
-    private["data"].pop("save_dir")
-    plain["data"].pop("save_dir")
-    assert private == plain
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_preset_is_its_recipe_with_the_parts_that_its_name_says(model, loss, preset):
+    cfg, plain = loaded(preset_file(model, loss, preset)), loaded(recipe(model, loss))
+    assert (cfg.model.name, cfg.loss.name) == (model, loss)
+    assert cfg.data.save_dir == f"log/{model}_market1501_{loss}_{preset}"
+    kinds, keys = PRESETS[preset]
+    assert [type(part).__name__ for part in components(cfg)] == kinds
+    for key, value in keys.items():
+        assert get_option(cfg, key) == value
+    for key in OPTIONS:
+        if not key.startswith("privacy.") and key != "data.save_dir":
+            assert get_option(cfg, key) == get_option(plain, key), key
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_the_same_for_every_model_and_loss(preset):
+    blocks = {str(loaded(preset_file(*parts, preset)).privacy) for parts in itertools.product(MODELS, LOSSES)}
+    assert len(blocks) == 1
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("model", MODELS)
+def test_recipes_are_stock_torchreid_files(model, loss):
+    """A yacs node of torchreid's keys alone merges them."""
+    stock = get_default_config()
+    del stock["privacy"]
+    for section, key in OURS:
+        del stock[section][key]
+    stock.merge_from_file(str(recipe(model, loss)))
+    assert stock.model.name == model
+
+
+def test_two_stages_differ_from_one_in_the_gallery_only():
+    one, two = (loaded(preset_file("resnet50", "softmax", preset)).privacy for preset in ("one_stage", "two_stage"))
+    assert (one.deid, one.adversary) == (two.deid, two.adversary)
+    assert (one.gallery.enabled, two.gallery.enabled) == (False, True)
+
+
+def test_bases_are_merged_in_order_and_own_keys_last(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/a.yaml").write_text("train: {lr: 0.1, max_epoch: 1, batch_size: 2}")
+    (tmp_path / "b.yaml").write_text("_base_: deep/a.yaml\ntrain: {max_epoch: 3}")
+    (tmp_path / "c.yaml").write_text("train: {max_epoch: 4, stepsize: [7]}")
+    (tmp_path / "d.yaml").write_text("_base_: [b.yaml, c.yaml]\ntrain: {batch_size: 5}")
+    cfg = loaded(tmp_path / "d.yaml")
+    assert (cfg.train.lr, cfg.train.max_epoch, cfg.train.batch_size, cfg.train.stepsize) == (0.1, 4, 5, [7])
+    (tmp_path / "e.yaml").write_text("_base_: [b.yaml, b.yaml]")  # twice is no circle
+    assert loaded(tmp_path / "e.yaml").train.max_epoch == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("_base_: a.yaml", ConfigError, r"is based on it: a.yaml -> a.yaml. Remove"),
+        (
+            "_base_: b.yaml",
+            ConfigError,
+            r"b.yaml has _base_ 'a.yaml', which is based on it: a.yaml -> b.yaml -> a.yaml",
+        ),
+        ("_base_: nothing.yaml", FileNotFoundError, r"a.yaml has _base_ 'nothing.yaml', but .* is no file"),
+        ("_base_: 3", ConfigError, "has _base_ 3, must be the name of a YAML file or a list"),
+        ("_base_: [3]", ConfigError, r"has _base_ \[3\], must be the name"),
+        ("_base_: {a: b}", ConfigError, "must be the name of a YAML file"),
+        ("_base_: c.yaml", ConfigError, r"c.yaml has the unknown key 'modle'"),
+    ],
+)
+def test_bases_that_cannot_be_used_are_named(tmp_path, text, error, message):
+    (tmp_path / "a.yaml").write_text(text)
+    (tmp_path / "b.yaml").write_text("_base_: a.yaml")
+    (tmp_path / "c.yaml").write_text("modle: {name: x}")
+    with pytest.raises(error, match=message):
+        merge_file(get_default_config(), tmp_path / "a.yaml")
 
 
 def test_a_stock_torchreid_yaml_merges_unchanged(tmp_path):
@@ -123,7 +227,7 @@ def test_errors_name_key_value_and_fix(options, message):
                 "privacy.adversary.names",
                 "['iden']",
             ],
-            "privacy.adversary.names is 'iden'; registered: identity",
+            "privacy.adversary.names is 'iden'; registered: .*Did you mean 'identity'",
         ),
         (["privacy.gallery.enabled", "True", "privacy.gallery.mechanism", "gausian"], "Did you mean 'gaussian'"),
         (["privacy.deid.enabled", "True", "privacy.deid.kwargs.block", "3"], "kwargs has 'block'; allowed: blocks"),

@@ -50,10 +50,14 @@ def training_key(cfg: CfgNode) -> str:
     Files of weights and labels count by content, the folder of the data by its path.
     """
     disabled = [part for part, node in cfg.privacy.items() if not node.get("enabled", True)]
-    left_out = (*_NOT_TRAINING, *(f"privacy.{part}." for part in disabled))
+    left_out = [*_NOT_TRAINING, *(f"privacy.{part}." for part in disabled)]
+    if not any(name.startswith("attributes") for name in cfg.privacy.adversary.names):
+        left_out.append("privacy.adversary.labels")
     from .. import __version__
 
-    return digest({"version": __version__, **_values(cfg, [key for key in OPTIONS if not key.startswith(left_out)])})
+    return digest(
+        {"version": __version__, **_values(cfg, [key for key in OPTIONS if not key.startswith(tuple(left_out))])}
+    )
 
 
 def features_key(cfg: CfgNode) -> str:

@@ -110,7 +110,10 @@ class Plan:
         return row if row.config is not None else self.trained(self.row(row.of))
 
     def config(self, row: Row, seed: int) -> CfgNode:
-        """Return the whole configuration of a row: file, options of all rows, its own, the command line's."""
+        """Return the whole configuration of a row: file, options of all rows, its own, the command line's.
+
+        Adversaries of attributes learn from ``measures.labels``, unless they have labels of their own.
+        """
         cfg = get_default_config()
         chain = [row]
         while (file := chain[0].config) is None:
@@ -120,6 +123,8 @@ class Plan:
             for key, value in options.items():
                 set_option(cfg, key, value, source=f"the plan, row '{row.name}'")
         merge_options(cfg, list(self.last_options))
+        if not cfg.privacy.adversary.labels:
+            cfg.privacy.adversary.labels = self.measures.labels
         cfg.train.seed = seed
         cfg.use_gpu = cfg.use_gpu and torch.cuda.is_available()
         return cfg
