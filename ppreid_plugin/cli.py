@@ -29,6 +29,7 @@ from .progress import Tee
 from .registry import closest
 from .report.reconstructions import write_reconstructions
 from .report.record import environment, result_to_dict, write_json
+from .report.training_curves import write_training_curves
 
 # what a user can cause and mend; anything else is a bug and keeps its traceback
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, AssertionError)
@@ -138,6 +139,8 @@ def train(argv: Sequence[str]) -> dict[str, Any]:
         path = Path(cfg.data.save_dir) / "metrics.json"
         write_json(record, path)
         write_reconstructions(engine, cfg.data.save_dir, command=record["command"], seed=cfg.train.seed)
+        if not cfg.test.evaluate:
+            write_training_curves(cfg.data.save_dir)
         if not engine.best and not cfg.test.evaluate and cfg.train.max_epoch:
             print(
                 "No validation people: figures on the test gallery choose nothing, the last checkpoint is the result."

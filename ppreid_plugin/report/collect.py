@@ -16,8 +16,10 @@ from typing import Any
 
 from ..dp.manifest import FORMAT
 from ..dp.stored import ARRAYS, MANIFEST, load_release
+from ..training_log import TRAINING_LOG, read_training_log
 from .blocks import UNKNOWN, Provenance, provenance
 from .pictures import StoredPicture, read_mark
+from .training_curves import TRAINING_PICTURE
 
 _TRAIN, _LEAKAGE, _SWEEP, _AUDIT = "train", "leakage", "sweep", "audit"
 _TOOLS = {
@@ -44,6 +46,7 @@ class Collected:
     Attributes:
         train, leakage, sweeps, audits: records of these tools.
         releases: manifests of whole releases.
+        training: logs of training, each with its ``epochs``.
         pictures: pictures that our runs wrote, with whom they show.
         damaged: sentences about releases that are not whole.
         unknown: names of JSON and PNG files that are none of ours.
@@ -54,6 +57,7 @@ class Collected:
     sweeps: list[Source] = field(default_factory=list)
     audits: list[Source] = field(default_factory=list)
     releases: list[Source] = field(default_factory=list)
+    training: list[Source] = field(default_factory=list)
     pictures: list[StoredPicture] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
@@ -61,7 +65,7 @@ class Collected:
     @property
     def sources(self) -> list[Provenance]:
         """Provenance of everything that figures may come from."""
-        found = [*self.releases, *self.train, *self.leakage, *self.sweeps, *self.audits]
+        found = [*self.releases, *self.train, *self.training, *self.leakage, *self.sweeps, *self.audits]
         return [source.origin for source in found]
 
 
@@ -102,7 +106,9 @@ def _files(folder: Path) -> Iterator[Path]:
             files = [MANIFEST]  # a release holds nothing else of interest
         for name in sorted(files):
             path = Path(current) / name
-            if path.suffix in (".json", ".png") and not path.is_symlink() and path.is_file():
+            ours = path.suffix in (".json", ".png") or name == TRAINING_LOG
+            drawn_again = name == TRAINING_PICTURE and TRAINING_LOG in files
+            if ours and not drawn_again and not path.is_symlink() and path.is_file():
                 yield path
 
 
@@ -113,6 +119,10 @@ def _take(found: Collected, path: Path, shown: str) -> None:
         return
     if path.stat().st_size > _LARGEST_JSON:
         found.unknown.append(shown)
+        return
+    if path.name == TRAINING_LOG:
+        origin = Provenance(shown, "log of a training run (tools/train.py)")
+        found.training.append(Source({"epochs": read_training_log(path)}, origin))
         return
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -116,6 +116,7 @@ def _page(args: argparse.Namespace, argv: Sequence[str], found: Collected) -> tu
     parts = [
         Section(first.title, first.anchor, [*warning, *first.blocks]),
         sections.utility(found, matching),
+        *sections.training(found),
         sections.leakage(found),
         sections.audits(found),
         _maps(args, inputs, made_here),

@@ -8,7 +8,7 @@ from typing import Any
 from ..dp.spec import MechanismSpec
 from .blocks import Block, Bullets, Missing, Picture, Provenance, Section, Table, Text
 from .collect import Collected, Source, reading
-from .curves import budget_curves_of, leakage_chart, leakage_over_budgets, roc_curves, safe_name
+from .curves import budget_curves_of, leakage_chart, leakage_over_budgets, roc_curves, safe_name, svg
 from .pictures import WHY_OFF
 from .tables import (
     audit_table,
@@ -20,6 +20,7 @@ from .tables import (
     sweep_table,
     utility_table,
 )
+from .training_curves import training_curves
 from .words import budget_in_words, leakage_in_words, not_covered, protected_in_words
 
 _NO_TRAIN = Missing(
@@ -92,6 +93,21 @@ def utility(found: Collected, further: Sequence[Block]) -> Section:
     if not any(made for made, _ in sweeps):
         blocks.append(_NO_SWEEP)
     return Section("Utility", "utility", blocks)
+
+
+def training(found: Collected) -> list[Section]:
+    """Return Re-ID and adversaries over the epochs of each training run; no section where no run has a log."""
+    blocks: list[Block] = []
+    for source in found.training:
+        with reading(source):
+            figure = training_curves(source.record["epochs"])
+        text = (
+            "Means of an epoch's batches, on training people: Re-ID and adversaries with the labels they learn from. "
+            "An adversary that reads little here says nothing of one that is trained afresh: see Leakage."
+        )
+        title = f"Training: {source.origin.file}"
+        blocks.append(Picture(title, f"{safe_name(source.origin.file)}.svg", svg(figure), text, (source.origin,)))
+    return [Section("Training", "training", blocks)] if blocks else []
 
 
 def leakage(found: Collected) -> Section:

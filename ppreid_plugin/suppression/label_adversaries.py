@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,8 +93,8 @@ class AttributesAdversary(LabelAdversary):
     Args:
         labels: file of labels (`ppreid_plugin.data.attributes.load_attributes`); ``SOURCE=FILE`` where there are
             several training data sets: the people of the others have none.
-        attributes: names of those to predict, as a list or ``gender|age``; empty: all that have two classes or more
-            among the training people.
+        attributes: names of those to predict, as a list or ``gender|age``; empty: all in which the training people
+            differ and of whose classes an average one has two people or more (others name the person).
         settings: of every adversary.
 
     Raises:
@@ -136,13 +136,7 @@ class AttributesAdversary(LabelAdversary):
         chosen = list(self.attributes) or names
         table = torch.from_numpy(label_table(known, chosen, context.num_classes))
         columns = dict(zip(chosen, table.unbind(1), strict=True))
-        alike = [name for name, column in columns.items() if len(column[column != UNKNOWN].unique()) < 2]
-        if alike and (self.attributes or len(alike) == len(chosen)):
-            raise ValueError(
-                f"privacy.adversary.attributes has {', '.join(alike)}, in which all {len(known)} training people with "
-                "labels are alike: there is nothing to learn. Leave it out."
-            )
-        self.attributes = [name for name in chosen if name not in alike]
+        self.attributes = self._worth_predicting(columns)
         table = torch.stack([columns[name] for name in self.attributes], 1)
         _log.info(
             "%s: %d of %d training people have labels in '%s'; attributes: %s",
@@ -154,6 +148,26 @@ class AttributesAdversary(LabelAdversary):
     def labels_of(self, batch: Batch) -> Tensor:
         """Labels of the batch's people."""
         return self._table[batch.pids]
+
+    def _worth_predicting(self, columns: Mapping[str, Tensor]) -> list[str]:
+        """Return the attributes that say something, and not who it is; those that were named, or an error."""
+        people = {name: int((column != UNKNOWN).sum()) for name, column in columns.items()}
+        classes = {name: int(column.max()) + 1 for name, column in columns.items()}
+        alike = [name for name in columns if classes[name] < 2]
+        if self.attributes and alike:
+            raise ValueError(
+                f"privacy.adversary.attributes has {', '.join(alike)}, in which all training people with labels are "
+                "alike: there is nothing to learn. Leave it out."
+            )
+        if self.attributes:
+            return list(columns)
+        worth = [name for name in columns if classes[name] >= 2 and people[name] >= 2 * classes[name]]
+        if not worth:
+            raise ValueError(
+                f"'{self.labels}' has no attribute whose classes training people share (two each on average). Name "
+                "those to predict: privacy.adversary.attributes."
+            )
+        return worth
 
     def _dsetid(self, context: Context) -> int | None:
         if not self.source and len(context.sources) <= 1:
