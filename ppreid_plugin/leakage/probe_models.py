@@ -28,7 +28,7 @@ SOLVER_STEPS = 15
 HIDDEN, DROPOUT, LEARNING_RATE, WEIGHT_DECAY, BATCH = 256, 0.3, 2e-3, 1e-2, 256
 ROUNDS = (20, 40, 60, 90, 130, 180, 250, 350, 500, 700, 1000, 1400)  # training steps after which the MLP is looked at
 PATIENCE, LEAST_STEPS = 4, 350  # rounds without gain before it stops, and steps before that may happen
-TREE_COLUMNS, TREE_ROWS, TREE_STAGES = 48, 6000, (10, 20, 40, 60)
+TREE_COLUMNS, TREE_ROWS, TREE_STAGES, TREE_BINS = 48, 6000, (10, 20, 40, 60), 255
 _CONSTANT = 1e-5  # a column that varies less, relative to its size, is rounding (float32: 6e-8 a number)
 
 
@@ -192,8 +192,8 @@ def fit_mlp(rows: Matrix, targets: Targets, *, held_out: tuple[Matrix, Targets],
 
 
 class _TreesPath(Path):
-    def __init__(self, models: list[Any], sizes: tuple[int, ...], basis: Matrix) -> None:
-        self.models, self.sizes, self.basis = models, sizes, basis
+    def __init__(self, models: list[Any], sizes: tuple[int, ...], basis: Matrix, edges: Matrix) -> None:
+        self.models, self.sizes, self.basis, self.edges = models, sizes, basis, edges
         self.steps = len(TREE_STAGES)
         self._rows: Matrix | None = None
         self._staged: dict[int, list[Matrix]] = {}
@@ -203,7 +203,7 @@ class _TreesPath(Path):
             self._rows, self._staged = rows, {}
         model = self.models[target]
         if target not in self._staged:
-            staged = model.staged_predict_proba(_tree_columns(rows, self.basis))
+            staged = model.staged_predict_proba(_binned(_tree_columns(rows, self.basis), self.edges))
             self._staged[target] = [stage for count, stage in enumerate(staged, 1) if count in TREE_STAGES]
         found = self._staged[target][min(step, self.steps - 1)]
         result = np.zeros((len(rows), self.sizes[target]), dtype=np.float32)
@@ -230,6 +230,9 @@ def fit_trees(rows: Matrix, targets: Targets, *, features: int, seed: int = 0) -
         covariance = rows[:, :features].T @ rows[:, :features]
         basis = np.linalg.eigh(covariance)[1][:, -TREE_COLUMNS:].astype(np.float32)
     columns, rng, models = _tree_columns(rows, basis), np.random.default_rng(seed), []
+    # binned here, once for all sets: the library would find weighted quantiles for each, which takes longer than to fit
+    edges = np.quantile(columns, np.linspace(0, 1, TREE_BINS + 1)[1:-1], axis=0).astype(np.float32)
+    columns = _binned(columns, edges)
     for labels in targets.labels:
         known = np.flatnonzero(labels >= 0)
         known = rng.permutation(known)[:TREE_ROWS]
@@ -242,7 +245,7 @@ def fit_trees(rows: Matrix, targets: Targets, *, features: int, seed: int = 0) -
             random_state=seed,
         )
         models.append(model.fit(columns[known], labels[known]))
-    return _TreesPath(models, targets.sizes, basis)
+    return _TreesPath(models, targets.sizes, basis, edges)
 
 
 def _with_norm(features: Matrix) -> Matrix:
@@ -251,6 +254,12 @@ def _with_norm(features: Matrix) -> Matrix:
 
 def _tree_columns(rows: Matrix, basis: Matrix) -> Matrix:
     return np.concatenate([rows[:, : len(basis)] @ basis, rows[:, len(basis) :]], axis=1)
+
+
+def _binned(columns: Matrix, edges: Matrix) -> Matrix:
+    """Return how many of its column's edges, (bins - 1, columns), each entry has reached."""
+    found = [np.searchsorted(edge, column, side="right") for edge, column in zip(edges.T, columns.T, strict=True)]
+    return np.stack(found, axis=1).astype(np.float32)
 
 
 def _as_tensors(targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
