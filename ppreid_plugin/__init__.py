@@ -8,6 +8,7 @@ A user's whole integration is one line more than stock torchreid::
 Importing the package registers the generated pedestrians as a torchreid data set and does nothing else.
 """
 
+from .aware import ReleaseAware
 from .components import Component
 from .data import pedestrians
 from .dp.gallery import DPGallery
@@ -29,6 +30,7 @@ __all__ = [
     "DPGallery",
     "DeIDDecoder",
     "IdentityAdversary",
+    "ReleaseAware",
     "register_adversary",
     "register_attack",
     "register_decoder",

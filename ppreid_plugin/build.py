@@ -18,6 +18,7 @@ from yacs.config import CfgNode
 
 from . import toolbox
 from .arguments import image_data_arguments, optimizer_arguments, scheduler_arguments, video_data_arguments
+from .aware import ReleaseAware
 from .checkpoint import load_weights, resume
 from .components import Component
 from .config import ConfigError, check_config
@@ -36,7 +37,8 @@ from .dp.stored_gallery import StoredGallery
 from .engine import with_privacy
 from .features import UNSUPPORTED_MODELS
 from .registry import check_arguments, closest
-from .suppression import ADVERSARIES, DEID_TARGETS, DeIDDecoder, parse_deid_targets
+from .suppression import ADVERSARIES, DEID_TARGETS, Adversary, AttributesAdversary, DeIDDecoder, parse_deid_targets
+from .suppression.adversary_settings import AdversarySpec, settings_of
 from .suppression.image_transforms import describe_guarantee, insert_image_transforms
 from .zoo import resolve
 
@@ -55,13 +57,17 @@ def check(cfg: CfgNode) -> None:
         raise ConfigError(
             f"model.name is '{cfg.model.name}'; torchreid has: {', '.join(names)}.{closest(cfg.model.name, names)}"
         )
-    suppresses = cfg.privacy.deid.enabled or cfg.privacy.adversary.enabled
+    suppresses = cfg.privacy.deid.enabled or cfg.privacy.adversary.enabled or cfg.privacy.aware.enabled
     if suppresses and cfg.model.name in UNSUPPORTED_MODELS:
         raise ConfigError(
             f"model.name is '{cfg.model.name}', whose feature cannot be read while it trains; suppression does not "
-            f"support {', '.join(UNSUPPORTED_MODELS)}. Choose another model, or disable privacy.deid and .adversary."
+            f"support {', '.join(UNSUPPORTED_MODELS)}. Choose another model, or disable privacy.deid, .adversary and "
+            ".aware."
         )
-    build_components(cfg)  # registered names, budgets and options, before any data are read
+    # registered names, budgets and options, before any data are read
+    for component in build_components(cfg):
+        if isinstance(component, AttributesAdversary) and not os.path.isfile(component.labels):
+            raise FileNotFoundError(f"privacy.adversary.labels is '{component.labels}', which does not exist.")
     check_dataset_names(cfg.data.sources, kind=cfg.data.type, option="data.sources")
     check_dataset_names(cfg.data.targets, kind=cfg.data.type, option="data.targets")
     if not cfg.data.download:
@@ -136,7 +142,7 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
 
 
 def build_components(cfg: CfgNode) -> list[Component]:
-    """Build the privacy components that the configuration enables, in order: decoder, adversaries, gallery.
+    """Build the privacy components that the configuration enables: decoder, adversaries, ReleaseAware, gallery.
 
     Raises:
         ValueError: an unknown name, a budget or weight out of range, an option that no part takes.
@@ -163,21 +169,27 @@ def build_components(cfg: CfgNode) -> list[Component]:
             )
         )
     if privacy.adversary.enabled:
-        for index, name in enumerate(privacy.adversary.names):
-            adversary = ADVERSARIES.get(name, key="privacy.adversary.names")
-            check_arguments(privacy.adversary.kwargs, [adversary], key="privacy.adversary.kwargs")
-            components.append(
-                adversary(
-                    input=privacy.adversary.input,
-                    weight=privacy.adversary.weight,
-                    schedule=privacy.adversary.schedule,
-                    ramp=privacy.adversary.ramp,
-                    lr=privacy.adversary.lr,
-                    make_scheduler=_scheduler_maker(cfg),
-                    seed=cfg.train.seed + 1 + index,
-                    **privacy.adversary.kwargs,
-                )
+        components.extend(_build_adversaries(cfg))
+    if privacy.aware.enabled:
+        components.append(
+            ReleaseAware(
+                privacy.aware.mechanism,
+                epsilon_min=privacy.aware.epsilon_min,
+                epsilon_max=privacy.aware.epsilon_max,
+                delta=privacy.aware.delta,
+                weight=privacy.aware.weight,
+                temperature=privacy.aware.temperature,
+                codewords=privacy.aware.codewords,
+                levels=privacy.aware.levels,
+                set_size=privacy.aware.set_size,
+                assignment_temperature=privacy.aware.assignment_temperature,
+                commitment=privacy.aware.commitment,
+                usage=privacy.aware.usage,
+                lr=privacy.aware.lr,
+                make_scheduler=_scheduler_maker(cfg),
+                seed=cfg.train.seed,
             )
+        )
     if privacy.gallery.enabled and privacy.gallery.release:
         components.append(
             StoredGallery(
@@ -251,6 +263,26 @@ def build_engine(cfg: CfgNode) -> Any:
         cfg.train.start_epoch = resume(engine, cfg.model.resume)
         print(f"Continuing from '{cfg.model.resume}' after epoch {cfg.train.start_epoch}")
     return engine
+
+
+def _build_adversaries(cfg: CfgNode) -> list[Adversary]:
+    """Build the adversaries: settings of all, then ``kwargs``, then those written with a name."""
+    node = cfg.privacy.adversary
+    specs = AdversarySpec.parse_all(node.names)
+    kinds = [ADVERSARIES.get(spec.kind, key="privacy.adversary.names") for spec in specs]
+    takes = [settings_of(kind) for kind in kinds]
+    for argument in node.kwargs:
+        if argument not in (allowed := sorted(set().union(*takes))):
+            raise ConfigError(
+                f"privacy.adversary.kwargs has '{argument}'; allowed: {', '.join(allowed)}.{closest(argument, allowed)}"
+            )
+    made = []
+    for index, (spec, kind, taken) in enumerate(zip(specs, kinds, takes, strict=True)):
+        spec.check(kind)
+        settings = {key: value for key, value in {**node, **node.kwargs}.items() if key in taken}
+        name, seed = spec.name(kind), cfg.train.seed + 1 + index
+        made.append(kind(make_scheduler=_scheduler_maker(cfg), seed=seed, name=name, **{**settings, **spec.options}))
+    return made
 
 
 def _insert_image_transforms(cfg: CfgNode, manager: Any) -> None:

@@ -14,6 +14,8 @@ from yacs.config import CfgNode
 from .config_files import ConfigError, read_config
 from .options import OPTIONS
 from .registry import closest
+from .suppression.adversary_members import PEOPLE
+from .suppression.adversary_settings import INPUTS, SCHEDULES, AdversarySpec, check_settings
 from .suppression.deid_loss import parse_deid_loss
 from .suppression.image_transforms import TORCHREID_TRANSFORMS, check_image_transforms
 
@@ -35,8 +37,9 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
     "video.sample_method": ("evenly", "random", "all"),
     "video.pooling_method": ("avg", "max"),
     "privacy.deid.input": ("feature", "feature_map"),
-    "privacy.adversary.input": ("reconstruction", "feature"),
-    "privacy.adversary.schedule": ("reversal",),
+    "privacy.adversary.input": INPUTS,
+    "privacy.adversary.schedule": SCHEDULES,
+    "privacy.adversary.people": PEOPLE,
     "privacy.gallery.unit": ("image", "person"),
     "privacy.gallery.query": ("clean", "noised"),
 }
@@ -53,6 +56,11 @@ _POSITIVE = (
     "privacy.deid.scales",
     "privacy.deid.lr",
     "privacy.adversary.lr",
+    "privacy.aware.epsilon_min",
+    "privacy.aware.epsilon_max",
+    "privacy.aware.temperature",
+    "privacy.aware.assignment_temperature",
+    "privacy.aware.lr",
     "privacy.gallery.epsilon",
     "privacy.gallery.clip_norm",
 )
@@ -68,6 +76,9 @@ _NOT_NEGATIVE = (
     "privacy.deid.height",
     "privacy.deid.width",
     "privacy.adversary.weight",
+    "privacy.aware.weight",
+    "privacy.aware.commitment",
+    "privacy.aware.usage",
     "privacy.gallery.fit_images",
     "privacy.gallery.max_rows_per_person",
     "privacy.validation.seed",
@@ -172,11 +183,10 @@ def check_config(cfg: CfgNode) -> None:
     if not 0 <= fraction < 1:
         raise ConfigError(f"privacy.validation.ids_fraction is {fraction}, must lie in [0, 1). 0.1 holds out a tenth.")
     adversary, deid = cfg.privacy.adversary, cfg.privacy.deid
-    if adversary.enabled and adversary.input == "reconstruction" and not deid.enabled:
-        raise ConfigError(
-            "privacy.adversary.input is 'reconstruction' but there is no decoder to reconstruct with. "
-            "Set privacy.deid.enabled True, or privacy.adversary.input feature."
-        )
+    if adversary.enabled:
+        _check_adversaries(adversary, has_decoder=deid.enabled)
+    if cfg.privacy.aware.enabled and not cfg.test.evaluate:
+        _check_aware(cfg)
     if cfg.privacy.gallery.enabled and cfg.data.combineall:
         raise ConfigError(
             "data.combineall is True with privacy.gallery.enabled True: the transform would be fitted on the gallery "
@@ -199,6 +209,33 @@ def check_config(cfg: CfgNode) -> None:
             f"privacy.gallery.release is '{gallery.release}' with {len(cfg.data.targets)} targets; it is the gallery "
             "of one. Give one target: -t NAME"
         )
+
+
+def _check_aware(cfg: CfgNode) -> None:
+    """Check that batches hold several images a person, which the contrastive term pairs."""
+    sampler, instances = cfg.sampler.train_sampler, cfg.sampler.num_instances
+    if sampler != "RandomIdentitySampler" or instances < 2:
+        raise ConfigError(
+            f"privacy.aware.enabled is True with sampler.train_sampler {sampler}, sampler.num_instances {instances}; "
+            "batches must hold several images a person. Append: sampler.train_sampler RandomIdentitySampler "
+            "sampler.num_instances 4"
+        )
+
+
+def _check_adversaries(adversary: CfgNode, *, has_decoder: bool) -> None:
+    try:
+        check_settings(adversary, prefix="privacy.adversary.")
+        specs = AdversarySpec.parse_all(adversary.names)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if not specs:
+        raise ConfigError("privacy.adversary.names is []; name at least one, or set privacy.adversary.enabled False.")
+    for spec in specs:
+        if spec.options.get("input", adversary.input) == "reconstruction" and not has_decoder:
+            raise ConfigError(
+                f"privacy.adversary.input of '{spec.kind}' is 'reconstruction' but there is no decoder to reconstruct "
+                "with. Set privacy.deid.enabled True, or privacy.adversary.input feature."
+            )
 
 
 def get_option(cfg: CfgNode, key: str) -> Any:
@@ -233,7 +270,7 @@ def _unknown_key(key: str, source: str) -> ConfigError:
 def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     """Return ``value`` with the type of ``default``; int to float, number text to float and word to list only."""
     wanted = type(default)
-    if key == "privacy.gallery.delta" and value is not None:
+    if key in ("privacy.aware.delta", "privacy.gallery.delta") and value is not None:
         wanted = float
     if key not in OPTIONS or wanted is type(None) or (value is None and default is None):
         return value

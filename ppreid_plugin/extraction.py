@@ -76,6 +76,7 @@ def extract_command(cfg: Any, args: argparse.Namespace) -> dict[str, Path]:
     out = Path(args.out)
     cfg.test.evaluate = True
     cfg.privacy.gallery.enabled = cfg.privacy.deid.enabled = cfg.privacy.adversary.enabled = False
+    cfg.privacy.aware.enabled = False
     if not args.overwrite and (there := sorted(path.name for path in out.glob("*.npz"))):
         wanted = {f"{split}.npz" for split in args.splits} or set(there)
         if found := sorted(wanted & set(there)):

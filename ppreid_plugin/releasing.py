@@ -53,6 +53,7 @@ def release(argv: Sequence[str]) -> Release | None:
     args.model = args.model or model_fingerprint(resolve(weights))
     cfg.test.evaluate = True
     cfg.privacy.gallery.enabled = cfg.privacy.deid.enabled = cfg.privacy.adversary.enabled = False
+    cfg.privacy.aware.enabled = False
     arrays = extract_splits(build.build_engine(cfg), root=cfg.data.root, splits=["train", "gallery"])
     train, rows = arrays["train"], arrays["gallery"]
     released = GalleryRows(rows["features"], rows["row_ids"].tolist(), rows["pids"], rows["camids"])
