@@ -83,7 +83,7 @@ class ReleaseAware(Component):
         epsilon_max: float = 16.0,
         delta: float | None = None,
         weight: float = 1.0,
-        temperature: float = 0.1,
+        temperature: float = 0.3,
         codewords: int = 1024,
         levels: int = 2,
         set_size: int = 1,
