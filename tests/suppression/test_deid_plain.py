@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ppreid_plugin.components import Context
-from ppreid_plugin.suppression import DEID_TARGETS, Blur, ColorQuantize, DeIDDecoder, MeanImage
+from ppreid_plugin.suppression import Blur, ColorQuantize, DeIDDecoder, MeanImage
 
 
 @given(levels=st.integers(2, 256), seed=st.integers(0, 1000))
@@ -114,20 +114,19 @@ def test_errors_name_value_allowed_and_fix(call, message):
         call()
 
 
-def test_an_engine_trains_every_registered_target_at_once(make_engine, run_engine):
-    names = [name for name in DEID_TARGETS.names() if DEID_TARGETS.get(name).__module__.startswith("ppreid_plugin.")]
-    assert {"blur", "color_quantize", "dp_pixelate", "mask", "mean_image", "noise", "none", "pixelate"} <= set(names)
+def test_an_engine_trains_several_targets_at_once(make_engine, run_engine):
+    names = ["blur", "color_quantize", "dp_pixelate", "mask", "mean_image", "noise", "none", "pixelate"]
     engine = make_engine(
         *("privacy.deid.enabled", True, "privacy.deid.target", ",".join(f"{name}:0.5" for name in names)),
         *("privacy.deid.loss", "mse:1.0,ssim:0.1", "privacy.deid.scales", 2, "privacy.deid.decoder", "hdr"),
-        *("privacy.deid.input", "feature_map", "privacy.deid.height", 0, "privacy.deid.width", 0),
-        *("privacy.adversary.enabled", True, "train.max_epoch", 1),
+        *("privacy.deid.input", "feature_map", "privacy.deid.height", 32, "privacy.deid.width", 0),
+        *("privacy.adversary.enabled", True, "train.max_epoch", 1, "train.batch_size", 64),
     )
     run_engine(engine)
     decoder = engine.components[0]
     images = torch.rand(2, 3, 64, 32)
     targets = decoder.deidentify(images)
-    assert targets.shape == (2, 3 * len(names), 64, 32)
+    assert targets.shape == (2, 3 * len(names), 32, 32)
     assert ((targets >= 0) & (targets <= 1)).all()
     different = targets.unflatten(1, (len(names), 3))
     assert all(not torch.allclose(different[:, i], different[:, j]) for i in range(len(names)) for j in range(i))
