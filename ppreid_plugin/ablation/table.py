@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from scipy.stats import t as student
 from tabulate import tabulate
 
-from ..leakage.scores import combine
+from ..leakage.scores import CONFIDENCE
 
 Record = Mapping[str, Any]
 
@@ -113,10 +116,11 @@ def _over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
     made: dict[str, Any] = {"values": list(values), "mean": None, "low": None, "high": None}
     if not known:
         return made
-    together = combine(known, [0.0] * len(known))
-    made["mean"] = together.value
+    made["mean"] = mean = float(np.mean(known))
     if len(known) > 1:
-        made |= {"low": together.low, "high": together.high}
+        freedom = len(known) - 1
+        half = float(student.ppf((1 + CONFIDENCE) / 2, freedom) * np.std(known, ddof=1) / math.sqrt(len(known)))
+        made |= {"low": mean - half, "high": mean + half}
     return made
 
 

@@ -1,0 +1,162 @@
+"""Plans: what is wrong is named before anything runs; keys change with what they stand for and with nothing else."""
+
+import pytest
+from ablation_cases import ROWS, preset
+
+from ppreid_plugin.ablation import Row, load_plan
+from ppreid_plugin.ablation.keys import features_key, measured_key, training_key
+from ppreid_plugin.ablation.runner import Runner
+from ppreid_plugin.config import ConfigError
+
+
+def derived(**entry):
+    return [*ROWS, {"name": "other", **entry}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "must begin with the reference"),
+        ([{"name": "a", "of": "b"}], "must begin with the reference"),
+        ([{**ROWS[0], "defense": "permute"}], "must begin with the reference: .*without a defense"),
+        ([{"config": preset("baseline")}], "must be a mapping with a name"),
+        (["baseline"], "has the row 'baseline', must be a mapping"),
+        ([ROWS[0], ROWS[0]], "two rows 'baseline'"),
+        (derived(), "row 'other' must have either config .* or of"),
+        (derived(of="baseline", config=preset("one_stage")), "must have either config"),
+        (derived(of="baselin"), "of 'baselin', which is no row above it: .*Did you mean 'baseline'"),
+        (derived(of="other"), "is of 'other', which is no row above"),
+        (derived(of="baseline", defence="permute"), "unknown key 'defence'; allowed: .*Did you mean 'defense'"),
+        (derived(of="baseline", defense="permut"), "Did you mean 'permute'"),
+        ([*derived(of="baseline", defense="permute"), {"name": "c", "of": "other"}], "'other', which has a defense"),
+        (derived(of="baseline", options=["a"]), "has options .'a'., must be a mapping"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_named(write_plan, rows, message):
+    with pytest.raises(ValueError, match=message):
+        load_plan(write_plan(rows))
+
+
+@pytest.mark.parametrize(
+    ("measures", "message"),
+    [
+        ({"attaks": []}, "unknown key 'attaks'.*Did you mean 'attacks'"),
+        ({"attacks": ["identify"]}, "measures.attacks is 'identify'"),
+        ({"attacks": ["attributes"]}, "has attributes, but no labels"),
+        ({"attack_seeds": 0}, "must be >= 1"),
+        ({"test_rows": -1}, "measures.test_rows -1, must be a whole number >= 0"),
+        ({"deid_steps": "many"}, "measures.deid_steps 'many', must be a whole number"),
+        ({"metric": "l2"}, "measures.metric 'l2'; allowed: cosine, euclidean"),
+        ({"judge": "osnet_x0_25"}, "judge and judge_weights belong together"),
+        ({"deid_target": "pixelat"}, "Did you mean 'pixelate'"),
+    ],
+)
+def test_measures_that_cannot_be_used_are_named(write_plan, measures, message):
+    with pytest.raises(ValueError, match=message):
+        load_plan(write_plan(measures=measures))
+
+
+@pytest.mark.parametrize("seeds", [[], [1, 1], [-1], ["one"], [True]])
+def test_seeds_are_different_whole_numbers(write_plan, seeds):
+    with pytest.raises(ConfigError, match="has seeds"):
+        load_plan(write_plan(seeds=seeds))
+
+
+def test_files_that_are_not_there_are_named(write_plan, tmp_path):
+    with pytest.raises(FileNotFoundError, match="row 'a' has config 'nothing.yaml', but '.*nothing.yaml' is no file"):
+        load_plan(write_plan([{"name": "a", "config": "nothing.yaml"}]))
+    with pytest.raises(FileNotFoundError, match="is no file"):
+        load_plan(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="unknown key 'row'; allowed: .*Did you mean 'rows'"):
+        load_plan(write_plan(row=[]))
+
+
+def test_rows_are_selected_in_the_plans_order_with_the_reference(write_plan):
+    plan = load_plan(write_plan(derived(of="one_stage")))
+    assert [row.name for row in plan.selected(["other"])] == ["baseline", "other"]
+    assert [row.name for row in plan.selected()] == ["baseline", "one_stage", "other"]
+    with pytest.raises(ConfigError, match="--rows has 'onestage'; the plan has: .*Did you mean 'one_stage'"):
+        plan.selected(["onestage"])
+
+
+def test_options_come_in_order_file_all_rows_own_command_line(write_plan):
+    rows = [ROWS[0], {**ROWS[1], "options": {"train.lr": 0.5, "train.batch_size": 3}},
+            {"name": "other", "of": "one_stage", "options": {"test.batch_size": 7}}]  # fmt: skip
+    plan = load_plan(write_plan(rows, options={"train.lr": 0.1}), options=["train.batch_size", "9"])
+    first, second, third = (plan.config(row, 4) for row in plan.rows)
+    assert [cfg.train.lr for cfg in (first, second, third)] == [0.1, 0.5, 0.5]
+    assert [cfg.train.batch_size for cfg in (first, second, third)] == [9, 9, 9]
+    assert third.test.batch_size == 7
+    assert second.privacy.adversary.enabled
+    assert first.train.seed == 4
+    assert (first.train.max_epoch, second.train.weight_decay) == (1, 5e-4)
+
+
+def test_keys_change_with_what_determines_the_work_and_with_nothing_else(write_plan, tmp_path):
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(b"one")
+
+    def keys(*options, row=1):
+        plan = load_plan(write_plan(), options=list(map(str, options)))
+        cfg, reference = plan.config(plan.rows[row], 1), plan.config(plan.rows[0], 1)
+        return (
+            training_key(cfg), features_key(cfg), measured_key(cfg, reference, plan.rows[row].defense, plan.measures),
+        )  # fmt: skip
+
+    base = keys()
+    for same in (("data.save_dir", "x"), ("train.print_freq", 3), ("test.ranks", "[1]"), ("privacy.aware.weight", 3)):
+        assert keys(*same) == base
+    for training in (
+        ("train.lr", 0.1),
+        ("train.max_epoch", 9),
+        ("privacy.deid.weight", 3),
+        ("data.transforms", "[]"),
+        ("model.load_weights", weights),
+    ):
+        assert all(one != other for one, other in zip(keys(*training), base, strict=True))
+    one = keys("model.load_weights", weights)
+    weights.write_bytes(b"two")
+    assert keys("model.load_weights", weights)[0] != one[0]  # the content of a file counts
+    test_images = keys("data.transforms_test", "['pixelate']")
+    assert test_images[0] == base[0]
+    assert test_images[1:] != base[1:]
+    assert test_images[1] != base[1]
+    gallery = keys("privacy.gallery.enabled", True)
+    assert gallery[:2] == base[:2]
+    assert gallery[2] != base[2] != keys("test.exclude_same_camera", False)[2]
+    assert keys("privacy.deid.weight", 3, row=0) == keys(row=0)  # a part that is not enabled
+
+
+def test_rows_of_another_row_may_not_change_training_nor_have_two_defenses(write_plan, tmp_path):
+    def runner(**entry):
+        plan = load_plan(write_plan(derived(of="baseline", **entry)))
+        return Runner(plan, tmp_path / "out", plan.rows)
+
+    with pytest.raises(ConfigError, match=r"row 'other' is of 'baseline', but its options \(train.lr\) change what is"):
+        runner(options={"train.lr": 0.5})
+    with pytest.raises(ConfigError, match="row 'other' has a defense, and privacy.gallery.enabled True"):
+        runner(options={"privacy.gallery.enabled": True}, defense="permute")
+    with pytest.raises(ConfigError, match="has 2 budgets"):
+        runner(options={"privacy.gallery.enabled": True, "privacy.gallery.epsilons": [4.0, 8.0]})
+    with pytest.raises(ValueError, match="privacy.gallery.unit is 'person'; an ablation compares galleries row by row"):
+        runner(options={"privacy.gallery.enabled": True, "privacy.gallery.unit": "person"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_adversaries_learn_from_the_labels_that_are_measured(write_plan):
+    plan = load_plan(write_plan([{"name": "a", "config": preset("one_stage_attr")}]), measures={"labels": "l.csv"})
+    assert plan.config(plan.rows[0], 1).privacy.adversary.labels == "l.csv"
+    assert plan.trained(Row("b", of="a")) == plan.rows[0]
+
+
+def test_the_shipped_plan_is_one(tmp_path):
+    from ablation_cases import CONFIGS
+
+    labels = tmp_path / "attributes.csv"
+    labels.write_text("pid,gender\n1,a\n")
+    plan = load_plan(CONFIGS / "ablation.yaml", measures={"labels": str(labels)})
+    work = Runner(plan, tmp_path / "out", plan.rows).work
+    assert len({one.measured for one in work}) == len(plan.rows) * len(plan.seeds)
+    by_name = {one.row.name: one for one in work if one.seed == 1}
+    assert by_name["two_stage"].training == by_name["one_stage"].training
+    assert len({one.training for one in work}) == 14 * len(plan.seeds)

@@ -1,0 +1,234 @@
+"""The whole ablation on tiny data: tables, reuse, and going on after it was stopped anywhere."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ablation_cases import ROWS, preset
+
+from ppreid_plugin import build
+from ppreid_plugin.ablation import runner, training
+from ppreid_plugin.ablation.command import ablation_command
+from ppreid_plugin.config import ConfigError
+from ppreid_plugin.toolbox import engine as engines
+
+MORE = [
+    *ROWS,
+    {"name": "two_stage", "config": preset("two_stage")},
+    {"name": "coarse", "of": "baseline", "defense": "quantize:bits=1"},
+    {"name": "pixelated", "of": "baseline", "options": {"data.transforms_test": ["pixelate:blocks=4"]}},
+]
+
+
+PER_EPOCH = 8  # batches of 16 from 135 images
+QUICK = {"attacks": [], "step_pairs": 0}
+
+
+class Stop(BaseException):
+    """Nothing catches it, as nothing catches a kill."""
+
+
+def train_files(out):
+    return sorted(out.glob("training/*/trained.json"))
+
+
+def test_a_plan_from_training_to_the_tables(write_plan, arguments, work_of, tmp_path, capsys):
+    out, plan = tmp_path / "out", write_plan(MORE)
+    record = ablation_command(arguments(plan))
+    said = capsys.readouterr().out
+    assert json.loads((out / "ablation.json").read_text()) == json.loads(json.dumps(record))
+    assert len(train_files(out)) == 2  # two_stage is trained as one_stage, the others as baseline
+    figures = {name: {c: cell["mean"] for c, cell in cells.items()} for name, cells in record["rows"].items()}
+    assert list(figures) == ["baseline", "one_stage", "two_stage", "coarse", "pixelated"]
+    base = figures["baseline"]
+    assert base["L_deid of the reference's"] == 1
+    assert base["step cost"] == 1
+    assert figures["one_stage"]["step cost"] > 1
+    assert figures["coarse"]["step cost"] is None
+    assert figures["two_stage"]["mAP (euclidean)"] is None  # a protected gallery is matched by cosine
+    ssim = {name: record["records"][name][0]["leakage"]["channels"]["reconstruction"] for name in figures}
+    assert ssim["baseline"]["score"] == ssim["baseline"]["clean"] == ssim["coarse"]["clean"]
+    assert len({figures[name]["mAP (cosine)"] for name in figures}) == 5
+    work = work_of(plan)
+    assert work["one_stage"].training == work["two_stage"].training != work["baseline"].training
+    for name in ("baseline", "one_stage"):  # the engine's own evaluation is the oracle
+        trained = training.trained_record(work[name].training)["targets"]["synthetic_pedestrians"]["clean"]
+        found = record["records"][name][0]["retrieval"]["euclidean"]
+        assert [found[key] for key in ("rank1", "mAP", "mINP")] == pytest.approx(
+            [trained[key] for key in ("rank1", "mAP", "mINP")], abs=1e-6
+        )
+        assert found["rank5"] == pytest.approx(trained["cmc"][4], abs=1e-6)
+    for suffix, mark in (("md", "|:---"), ("tex", r"\toprule")):
+        text = (out / f"ablation.{suffix}").read_text()
+        assert mark in text
+        assert all(name in text.replace("\\_", "_") for name in figures)
+    shown = f"{100 * base['mAP (cosine)']:.1f}"
+    assert shown in said
+    assert "Minus 'baseline' of the same seed" in said
+    for path in out.glob("features/*/*.npz"):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_finished_rows_are_used_again_and_new_ones_added(write_plan, arguments, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    first = ablation_command(arguments(write_plan(ROWS, measures=QUICK)))
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and "ablation." not in path.name}
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "build_engine", lambda cfg: pytest.fail("nothing is trained or extracted again"))
+        patch.setattr(runner, "deid_figures", lambda *args, **kwargs: pytest.fail("nothing is measured again"))
+        again = ablation_command(arguments(write_plan(ROWS, measures=QUICK)))
+    assert again["rows"] == first["rows"]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    more = ablation_command(arguments(write_plan(MORE, measures=QUICK), "--rows", "coarse"))
+    assert list(more["rows"]) == ["baseline", "coarse"]
+    assert more["rows"]["baseline"] == first["rows"]["baseline"]
+    assert len(train_files(out)) == 2
+    ablation_command(arguments(write_plan(ROWS, measures=QUICK), "--rows", "baseline", "train.lr", "0.001"))
+    assert len(train_files(out)) == 3  # another learning rate is another training
+
+
+@pytest.mark.parametrize("batches", [3, 12])  # in the second of 3 epochs, and in the third
+def test_a_row_stopped_in_training_ends_as_if_it_had_not_been(
+    write_plan, arguments, work_of, tmp_path, monkeypatch, batches
+):
+    plan = write_plan(ROWS[1:], options={"train.max_epoch": 3}, measures=QUICK)
+    whole = ablation_command([*arguments(plan), "--out", str(tmp_path / "whole")])
+    steps = []
+    original = engines.ImageSoftmaxEngine.forward_backward
+
+    def stopped(self, data):
+        steps.append(1)
+        if len(steps) == PER_EPOCH + batches:
+            raise Stop
+        return original(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engines.ImageSoftmaxEngine, "forward_backward", stopped)
+        with pytest.raises(Stop):
+            ablation_command(arguments(plan))
+        assert not train_files(tmp_path / "out")
+        done = (PER_EPOCH + batches - 1) // PER_EPOCH
+        (folder,) = (tmp_path / "out/training").iterdir()
+        assert training.kept_epoch(folder) == done
+        assert folder == work_of(plan)["one_stage"].training
+        ablation_command(arguments(plan))
+    # the stopped epoch is trained again from its beginning, and no other
+    assert len(steps) == 3 * PER_EPOCH + (PER_EPOCH + batches - done * PER_EPOCH)
+    for split in ("train", "query", "gallery"):
+        one, other = (
+            np.load(next((tmp_path / name / "features").glob(f"*/{split}.npz")))["features"]
+            for name in ("whole", "out")
+        )
+        assert np.array_equal(one, other)
+    found = json.loads((tmp_path / "out/ablation.json").read_text())["records"]["one_stage"][0]
+    assert found["retrieval"] == whole["records"]["one_stage"][0]["retrieval"]
+    assert not (folder / "kept").exists()
+
+
+@pytest.mark.parametrize("place", ["between rows", "in the final test", "in extraction", "in measuring"])
+def test_stopped_anywhere_it_goes_on_and_doubles_nothing(write_plan, arguments, tmp_path, monkeypatch, place):
+    out, plan = tmp_path / "out", write_plan(ROWS, measures={**QUICK, "deid_steps": 2})
+
+    def stop(*args, **kwargs):
+        raise Stop
+
+    trained = []
+    original = training.train
+
+    def counted(cfg, folder):
+        if training.trained_record(folder) is None:
+            trained.append(folder)
+        if place == "between rows" and len(trained) == 2:
+            raise Stop
+        return original(cfg, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "train", counted)
+        if place == "in the final test":
+            patch.setattr(engines.ImageSoftmaxEngine, "test", stop)
+        elif place == "in extraction":
+            saved = []
+            save = runner.extract.__globals__["save_features"]
+            patch.setitem(
+                runner.extract.__globals__,
+                "save_features",
+                lambda *args, **kwargs: stop() if saved else saved.append(save(*args, **kwargs)),
+            )
+        elif place == "in measuring":
+            patch.setattr(runner, "deid_figures", stop)
+        with pytest.raises(Stop):
+            ablation_command(arguments(plan))
+    kept = {path: path.stat().st_mtime_ns for path in [*train_files(out), *out.glob("features/*/*.npz")]}
+    steps = []
+    forward = engines.ImageSoftmaxEngine.forward_backward
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            engines.ImageSoftmaxEngine, "forward_backward", lambda self, data: steps.append(self) or forward(self, data)
+        )
+        record = ablation_command(arguments(plan))
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len({id(one) for one in steps}) <= 2 + (0 if kept or place == "in the final test" else 1)
+    assert len(train_files(out)) == 2
+    assert list(record["rows"]) == ["baseline", "one_stage"]
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_a_killed_process_is_taken_up(write_plan, arguments, work_of, tmp_path):
+    plan = write_plan(ROWS[:1], options={"train.max_epoch": 400}, measures=QUICK)
+    words = arguments(plan)
+    program = "import sys; from ppreid_plugin.ablation.command import ablation_command; ablation_command(sys.argv[1:])"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, "-c", program, *words], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        start, folder = time.monotonic(), None
+        while time.monotonic() - start < 60 and (folder is None or training.kept_epoch(folder) < 2):
+            assert process.poll() is None
+            folder = next(iter((tmp_path / "out/training").glob("*")), None)
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = training.kept_epoch(folder)
+    assert done >= 2
+    # the same training, told to end now: the key holds the number of epochs, so the kept part is given to the shorter
+    cfg = work_of(plan)["baseline"].cfg
+    cfg.train.max_epoch = done + 1
+    record = training.train(cfg, folder)
+    assert record["epochs"] == done + 1
+    assert (folder / f"model/model.pth.tar-{done + 1}").is_file()
+
+
+def test_no_train_measures_again_and_refuses_what_is_not_trained(write_plan, arguments, tmp_path, monkeypatch):
+    plan = write_plan(ROWS, measures=QUICK)
+    with pytest.raises(ConfigError, match="row 'baseline', seed 1, is not trained .2 such.. Run without --no-train"):
+        ablation_command(arguments(plan, "--no-train"))
+    first = ablation_command(arguments(plan, "--rows", "baseline"))
+    measured = []
+    original = runner.deid_figures
+    monkeypatch.setattr(runner, "train", lambda cfg, folder: training.trained_record(folder))
+    monkeypatch.setattr(runner, "deid_figures", lambda *args, **kwargs: measured.append(1) or original(*args, **kwargs))
+    again = ablation_command(arguments(plan, "--rows", "baseline", "--no-train"))
+    assert measured == [1]
+    assert again["rows"] == first["rows"]
+
+
+def test_list_and_dry_run_write_nothing_and_say_how_far_rows_are(write_plan, arguments, tmp_path, capsys):
+    plan = write_plan(MORE, measures=QUICK)
+    assert ablation_command(arguments(plan, "--list", "--seeds", 4, 5)) == {}
+    said = capsys.readouterr().out
+    assert "seed 4" in said
+    assert "quantize:bits=1" in said
+    assert not (tmp_path / "out").exists()
+    ablation_command(arguments(plan, "--rows", "baseline"))
+    capsys.readouterr()
+    ablation_command(arguments(plan, "--dry-run"))
+    states = {line.split("  ")[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines() if "  " in line}
+    assert states["baseline"] == "measured"
+    assert states["coarse"] == "trained"
+    assert states["one_stage"] == "-"
