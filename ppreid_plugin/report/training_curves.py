@@ -11,9 +11,7 @@ from ..training_log import TRAINING_LOG, read_training_log
 from .figures import STYLES, pyplot
 
 TRAINING_PICTURE = "training.png"
-_ACCURACY = "acc"
-_ADVERSARY_ACCURACY = "acc_adversary_"
-_ADVERSARY_LOSSES = ("loss_adversary_", "held_out_loss_adversary_")
+_ADVERSARY = "_adversary_"
 
 
 def training_curves(lines: Sequence[Mapping[str, float]]) -> Any:
@@ -29,27 +27,30 @@ def training_curves(lines: Sequence[Mapping[str, float]]) -> Any:
     task = [name for name in ("loss", "loss_t", "loss_x") if name in names]
     if not task:
         raise ValueError("the training log holds no loss. Train at least one epoch with a privacy part.")
-    accuracies = [name for name in names if name == _ACCURACY or name.startswith(_ADVERSARY_ACCURACY)]
+    against = [name for name in names if _ADVERSARY in name]
+    colors = dict.fromkeys([*task, *(name.partition(_ADVERSARY)[2] for name in against)])  # one each, in both panels
+    colors.update(zip(colors, itertools.cycle(STYLES), strict=False))
     plt = pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.8))
-    _lines(axes[0], lines, task, solid=True)
-    against = [name for name in names if name.startswith(_ADVERSARY_LOSSES)]
+    figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.0))
+    other = axes[0].twinx()
+    for name in [*task, *(name for name in against if "loss_" in name)]:
+        _draw(other if _ADVERSARY in name else axes[0], lines, name, colors)
+    _draw(axes[1], lines, "acc", colors)
+    for name in (name for name in against if name.startswith("acc_")):
+        _draw(axes[1], lines, name, colors)
     axes[0].set_ylabel("Re-ID loss")
-    if against:
-        other = axes[0].twinx()
-        _lines(other, lines, against, solid=False, skip=len(task))
-        other.set_ylabel("adversaries' loss (dashed)")
-        other.set_ylim(bottom=0)
-        other.legend(fontsize=7, loc="upper right")
-    _lines(axes[1], lines, [name for name in accuracies if name == _ACCURACY], solid=True)
-    _lines(axes[1], lines, [name for name in accuracies if name != _ACCURACY], solid=False, skip=len(task))
+    axes[0].set_title("Re-ID (left scale) and adversaries (right scale)", fontsize=10)
+    other.set_ylabel("loss of adversaries")
+    other.set_ylim(bottom=0)
     axes[1].set_ylabel("accuracy on training batches (%)")
     axes[1].set_ylim(0, 100)
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
-        if axis.get_lines():
-            axis.legend(fontsize=7, loc="lower left")
+    shown = [*axes[0].get_lines(), *other.get_lines()]
+    for axis, curves in ((axes[0], shown), (axes[1], axes[1].get_lines())):
+        labels = [str(curve.get_label()) for curve in curves]
+        axis.legend(curves, labels, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
     figure.tight_layout()
     return figure
 
@@ -70,12 +71,14 @@ def write_training_curves(folder: str | Path) -> Path | None:
     return path
 
 
-def _lines(
-    axis: Any, lines: Sequence[Mapping[str, float]], names: Sequence[str], *, solid: bool, skip: int = 0
-) -> None:
-    styles = itertools.islice(itertools.cycle(STYLES), skip, None)
-    for name, (color, marker) in zip(names, styles, strict=False):
-        points = [(line["epoch"], line[name]) for line in lines if name in line]
-        shown = {"acc": "Re-ID (training people)", "loss": "Re-ID"}.get(name, name.replace("_", " "))
-        style = "-" if solid else "--"
-        axis.plot(*zip(*points, strict=True), style, color=color, marker=marker, markersize=3, label=shown)
+def _draw(axis: Any, lines: Sequence[Mapping[str, float]], name: str, colors: Mapping[str, Any]) -> None:
+    """Draw one figure over the epochs: Re-ID solid, an adversary dashed, its people that it does not learn dotted."""
+    points = [(line["epoch"], line[name]) for line in lines if name in line]
+    if not points:
+        return
+    figure, _, adversary = name.partition(_ADVERSARY)
+    color, marker = colors.get(adversary or name) or STYLES[0]
+    style = "-" if not adversary else ":" if figure.startswith("held_out") else "--"
+    words = {"loss": "", "held_out_loss": " (people it does not learn)", "acc": ""}
+    shown = f"{adversary.replace('_', ' ')}{words[figure]}" if adversary else f"Re-ID {name.replace('_', ' ')}"
+    axis.plot(*zip(*points, strict=True), style, color=color, marker=marker, markersize=3, label=shown)
