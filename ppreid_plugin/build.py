@@ -21,7 +21,7 @@ from .arguments import image_data_arguments, optimizer_arguments, scheduler_argu
 from .aware import ReleaseAware
 from .checkpoint import load_weights, resume
 from .components import Component
-from .config import ConfigError, check_config
+from .config import TRAINING_PARTS, ConfigError, check_config
 from .data.checks import (
     DataError,
     check_dataset_folders,
@@ -37,7 +37,15 @@ from .dp.stored_gallery import StoredGallery
 from .engine import with_privacy
 from .features import UNSUPPORTED_MODELS
 from .registry import check_arguments, closest
-from .suppression import ADVERSARIES, DEID_TARGETS, Adversary, AttributesAdversary, DeIDDecoder, parse_deid_targets
+from .suppression import (
+    ADVERSARIES,
+    DEID_TARGETS,
+    Adversary,
+    ClassMeanErasure,
+    DeIDDecoder,
+    SimilarityDistillation,
+    parse_deid_targets,
+)
 from .suppression.adversary_settings import AdversarySpec, settings_of
 from .suppression.image_transforms import describe_guarantee, insert_image_transforms
 from .zoo import resolve
@@ -57,17 +65,14 @@ def check(cfg: CfgNode) -> None:
         raise ConfigError(
             f"model.name is '{cfg.model.name}'; torchreid has: {', '.join(names)}.{closest(cfg.model.name, names)}"
         )
-    suppresses = cfg.privacy.deid.enabled or cfg.privacy.adversary.enabled or cfg.privacy.aware.enabled
+    suppresses = [node for node in TRAINING_PARTS if cfg.privacy[node].enabled]
     if suppresses and cfg.model.name in UNSUPPORTED_MODELS:
         raise ConfigError(
             f"model.name is '{cfg.model.name}', whose feature cannot be read while it trains; suppression does not "
-            f"support {', '.join(UNSUPPORTED_MODELS)}. Choose another model, or disable privacy.deid, .adversary and "
-            ".aware."
+            f"support {', '.join(UNSUPPORTED_MODELS)}. Choose another model, or disable "
+            f"{' and '.join(f'privacy.{node}' for node in suppresses)}."
         )
-    # registered names, budgets and options, before any data are read
-    for component in build_components(cfg):
-        if isinstance(component, AttributesAdversary) and not os.path.isfile(component.labels):
-            raise FileNotFoundError(f"privacy.adversary.labels is '{component.labels}', which does not exist.")
+    build_components(cfg)  # registered names, budgets, options and label files, before any data are read
     check_dataset_names(cfg.data.sources, kind=cfg.data.type, option="data.sources")
     check_dataset_names(cfg.data.targets, kind=cfg.data.type, option="data.targets")
     if not cfg.data.download:
@@ -142,7 +147,7 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
 
 
 def build_components(cfg: CfgNode) -> list[Component]:
-    """Build the privacy components that the configuration enables: decoder, adversaries, ReleaseAware, gallery.
+    """Build the privacy components that the configuration enables: in the order of its nodes.
 
     Raises:
         ValueError: an unknown name, a budget or weight out of range, an option that no part takes.
@@ -170,6 +175,17 @@ def build_components(cfg: CfgNode) -> list[Component]:
         )
     if privacy.adversary.enabled:
         components.extend(_build_adversaries(cfg))
+    if privacy.erasure.enabled:
+        components.append(
+            ClassMeanErasure(
+                privacy.erasure.labels or privacy.adversary.labels,
+                privacy.erasure.attributes,
+                weight=privacy.erasure.weight,
+                bank=privacy.erasure.bank,
+            )
+        )
+    if privacy.distillation.enabled:
+        components.append(SimilarityDistillation(weight=privacy.distillation.weight))
     if privacy.aware.enabled:
         components.append(
             ReleaseAware(

@@ -32,6 +32,7 @@ class Context:
             It moves no global generator.
         train_items: (path or paths, pid, camid, dsetid) of the training split, as torchreid numbers them.
         sources: names of the training data sets; an item's dsetid is its place here.
+        encoder: the torchreid model as it starts, plain; to be copied, never changed.
     """
 
     feature_dim: int
@@ -46,6 +47,7 @@ class Context:
     train_images: Callable[[int, int], Iterator[Tensor]] | None = None
     train_items: Sequence[tuple[Any, ...]] = ()
     sources: tuple[str, ...] = ()
+    encoder: nn.Module | None = None
 
     def find(self, kind: type[Any]) -> Any:
         """Return the first component of that class, or None."""

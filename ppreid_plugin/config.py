@@ -19,6 +19,8 @@ from .suppression.adversary_settings import INPUTS, SCHEDULES, AdversarySpec, ch
 from .suppression.deid_loss import parse_deid_loss
 from .suppression.image_transforms import TORCHREID_TRANSFORMS, check_image_transforms
 
+TRAINING_PARTS = ("deid", "adversary", "erasure", "distillation", "aware")  # nodes of parts that act while training
+
 _SECTIONS = {key.partition(".")[0] for key in OPTIONS if "." in key}
 
 _ALLOWED: dict[str, tuple[str, ...]] = {
@@ -56,6 +58,7 @@ _POSITIVE = (
     "privacy.deid.scales",
     "privacy.deid.lr",
     "privacy.adversary.lr",
+    "privacy.erasure.bank",
     "privacy.aware.epsilon_min",
     "privacy.aware.epsilon_max",
     "privacy.aware.temperature",
@@ -76,6 +79,8 @@ _NOT_NEGATIVE = (
     "privacy.deid.height",
     "privacy.deid.width",
     "privacy.adversary.weight",
+    "privacy.distillation.weight",
+    "privacy.erasure.weight",
     "privacy.aware.weight",
     "privacy.aware.commitment",
     "privacy.aware.usage",
@@ -110,6 +115,12 @@ def merge_file(cfg: CfgNode, path: str | Path) -> None:
     """
     for source, mapping in read_config(path):
         _merge_mapping(cfg, mapping, prefix="", source=str(source))
+
+
+def disable_privacy(cfg: CfgNode) -> None:
+    """Switch every privacy part off: what is left extracts features with the plain model."""
+    for node in (*TRAINING_PARTS, "gallery"):
+        cfg.privacy[node].enabled = False
 
 
 def merge_options(cfg: CfgNode, options: list[str]) -> None:

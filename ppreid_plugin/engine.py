@@ -85,12 +85,14 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
         self._tap: FeatureTap | None = None
         _check_model_fits(self)
         if any(component.in_training for component in self.components):
-            self._tap = FeatureTap(self.model)
-            context = self._context()
+            tap, context = FeatureTap(self.model), self._context()
+            with tap.unhooked():  # a copy of the encoder must not report to it
+                for component in self.components:
+                    component.build(context)
             for component in self.components:
-                component.build(context)
                 for name, trainable in component.trainables().items():
                     self.register_model(name, *trainable)
+            self._tap = tap
 
     def _context(self) -> Context:
         height, width = self.datamanager.height, self.datamanager.width
@@ -109,6 +111,7 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
             train_images=self._train_images,
             train_items=self.datamanager.train_loader.dataset.train,
             sources=tuple(self.datamanager.sources),
+            encoder=unwrap(self.model),
         )
 
     def _train_images(self, max_images: int = 0, seed: int = 0) -> Iterator[Tensor]:

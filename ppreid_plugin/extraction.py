@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import build
+from .config import disable_privacy
 from .data.validation import VALIDATION, training_set_for_features
 from .dp.feature_files import model_fingerprint, save_features
 from .evaluation import Extracted, extract
@@ -75,8 +76,7 @@ def extract_command(cfg: Any, args: argparse.Namespace) -> dict[str, Path]:
     """
     out = Path(args.out)
     cfg.test.evaluate = True
-    cfg.privacy.gallery.enabled = cfg.privacy.deid.enabled = cfg.privacy.adversary.enabled = False
-    cfg.privacy.aware.enabled = False
+    disable_privacy(cfg)
     if not args.overwrite and (there := sorted(path.name for path in out.glob("*.npz"))):
         wanted = {f"{split}.npz" for split in args.splits} or set(there)
         if found := sorted(wanted & set(there)):

@@ -65,9 +65,12 @@ class FeatureTap:
         self._stored: dict[str, dict[torch.device, Tensor]] = {"feature": {}, "feature_map": {}}
         pooling = _pooling_layer(plain)
         self.has_feature_map = pooling is not None
-        self._handles = [classifier.register_forward_pre_hook(self._hook("feature"))]
-        if pooling is not None:
-            self._handles.append(pooling.register_forward_pre_hook(self._hook("feature_map")))
+        self._watched = {"feature": classifier} | ({"feature_map": pooling} if pooling is not None else {})
+        self._handles: list[Any] = []
+        self._hook_up()
+
+    def _hook_up(self) -> None:
+        self._handles = [layer.register_forward_pre_hook(self._hook(kind)) for kind, layer in self._watched.items()]
 
     def _hook(self, kind: str) -> Any:
         def store(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -87,6 +90,15 @@ class FeatureTap:
             self._armed = False
             for stored in self._stored.values():
                 stored.clear()
+
+    @contextmanager
+    def unhooked(self) -> Iterator[None]:
+        """Take the hooks off the model during the block: a copy of it that is made there has none."""
+        self.close()
+        try:
+            yield
+        finally:
+            self._hook_up()
 
     def feature(self) -> Tensor:
         """Feature of the batch that just passed, shape (B, d), float32, with its graph."""

@@ -126,8 +126,8 @@ PRIVACY_OPTIONS: dict[str, tuple[Any, str]] = {
     "privacy.adversary.restart_epochs": (0, "epochs after which a member starts anew, the members in turn (0: never)"),
     "privacy.adversary.people": (
         "auto",
-        "whom they learn and attack: all, held_out (not the same people), cross_fit (two folds), or auto: cross_fit for "
-        "attributes and camera, all for identity and image",
+        "whom they learn and attack: all, held_out (not the same people), cross_fit (two folds), or auto: cross_fit "
+        "for attributes and camera, all for identity and image",
     ),
     "privacy.adversary.held_out_people": (0.5, "held_out: share of the training people attacked and not learned"),
     "privacy.adversary.labels": (
@@ -136,6 +136,16 @@ PRIVACY_OPTIONS: dict[str, tuple[Any, str]] = {
     ),
     "privacy.adversary.attributes": ([], "attributes: those to predict ([]: all that the labels have)"),
     "privacy.adversary.kwargs": ({}, "further arguments of adversaries that others registered"),
+    "privacy.erasure.enabled": (
+        False,
+        "stage 1: bring the mean features of an attribute's classes together",
+    ),
+    "privacy.erasure.weight": (30.0, "weight of the distance of the class means in the encoder's objective, >= 0"),
+    "privacy.erasure.labels": ("", "labels by person, as privacy.adversary.labels ('': those)"),
+    "privacy.erasure.attributes": ([], "attributes to erase ([]: all that the labels have)"),
+    "privacy.erasure.bank": (4096, "features of past batches that the class means are taken over"),
+    "privacy.distillation.enabled": (False, "keep the similarities that the starting weights see between images"),
+    "privacy.distillation.weight": (50.0, "weight of the squared differences of cosines in the objective, >= 0"),
     "privacy.aware.enabled": (False, "training that knows stage 2: a contrastive term with protected gallery rows"),
     "privacy.aware.mechanism": (
         "prior_subset",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from . import build
 from .cli import parse_config, train_parser
-from .config import ConfigError
+from .config import ConfigError, disable_privacy
 from .dp.commands import list_text, release_command, release_parser, release_rows, require_flags
 from .dp.feature_files import model_fingerprint
 from .dp.spec import MechanismSpec
@@ -52,8 +52,7 @@ def release(argv: Sequence[str]) -> Release | None:
         raise ConfigError(f"data.targets is {cfg.data.targets}; a release is of one gallery. Give one: -t NAME")
     args.model = args.model or model_fingerprint(resolve(weights))
     cfg.test.evaluate = True
-    cfg.privacy.gallery.enabled = cfg.privacy.deid.enabled = cfg.privacy.adversary.enabled = False
-    cfg.privacy.aware.enabled = False
+    disable_privacy(cfg)
     arrays = extract_splits(build.build_engine(cfg), root=cfg.data.root, splits=["train", "gallery"])
     train, rows = arrays["train"], arrays["gallery"]
     released = GalleryRows(rows["features"], rows["row_ids"].tolist(), rows["pids"], rows["camids"])

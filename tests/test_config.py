@@ -56,9 +56,11 @@ def loaded(path, *options):
     return cfg
 
 
-def components(cfg):
+def components(cfg, folder):
     if "one_stage_attr" in cfg.data.save_dir:
-        cfg.privacy.adversary.labels = "attributes.csv"
+        path = folder / "attributes.csv"
+        path.write_text("pid,gender\n1,f\n2,m\n")
+        cfg.privacy.adversary.labels = str(path)
     return build.build_components(cfg)
 
 
@@ -79,12 +81,12 @@ def test_shipped_configs_merge_and_check(path):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("model", MODELS)
-def test_a_preset_is_its_recipe_with_the_parts_that_its_name_says(model, loss, preset):
+def test_a_preset_is_its_recipe_with_the_parts_that_its_name_says(model, loss, preset, tmp_path):
     cfg, plain = loaded(preset_file(model, loss, preset)), loaded(recipe(model, loss))
     assert (cfg.model.name, cfg.loss.name) == (model, loss)
     assert cfg.data.save_dir == f"log/{model}_market1501_{loss}_{preset}"
     kinds, keys = PRESETS[preset]
-    assert [type(part).__name__ for part in components(cfg)] == kinds
+    assert [type(part).__name__ for part in components(cfg, tmp_path)] == kinds
     for key, value in keys.items():
         assert get_option(cfg, key) == value
     for key in OPTIONS:

@@ -9,6 +9,7 @@ import time
 from yacs.config import CfgNode
 
 from .. import build
+from ..config import disable_privacy
 
 
 def step_cost(cfg: CfgNode, pairs: int) -> float:
@@ -30,9 +31,7 @@ def step_cost(cfg: CfgNode, pairs: int) -> float:
             one.data.save_dir, one.model.resume = folder, ""
             one.privacy.gallery.enabled = False
             if not private:
-                for part in one.privacy.values():
-                    if "enabled" in part:
-                        part.enabled = False
+                disable_privacy(one)
             engine = build.build_engine(one)
             engine.max_epoch = max(1, one.train.max_epoch)
             engine.set_model_mode("train")

@@ -7,6 +7,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from .. import build
+from ..config import disable_privacy
 from ..data.attributes import ByPerson, load_attributes
 from ..dp.feature_files import save_features
 from ..evaluation import Extracted
@@ -40,7 +41,7 @@ def extract(cfg: CfgNode, weights: Path, fingerprint: str, folder: Path) -> None
     cfg = cfg.clone()
     cfg.model.load_weights, cfg.model.resume = str(weights), ""
     cfg.test.evaluate = True
-    cfg.privacy.gallery.enabled = cfg.privacy.deid.enabled = cfg.privacy.adversary.enabled = False
+    disable_privacy(cfg)
     folder.mkdir(parents=True, exist_ok=True)
     cfg.data.save_dir = str(folder)
     engine = build.build_engine(cfg)

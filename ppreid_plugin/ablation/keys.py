@@ -41,7 +41,11 @@ _FEATURES = (
     "market1501.",
     "video.",
 )
-_FILES = ("model.load_weights", "privacy.adversary.labels")  # their content counts, not their name
+_FILES = (
+    "model.load_weights",
+    "privacy.adversary.labels",
+    "privacy.erasure.labels",
+)  # their content counts, not their name
 
 
 def training_key(cfg: CfgNode) -> str:
@@ -51,13 +55,16 @@ def training_key(cfg: CfgNode) -> str:
     """
     disabled = [part for part, node in cfg.privacy.items() if not node.get("enabled", True)]
     left_out = [*_NOT_TRAINING, *(f"privacy.{part}." for part in disabled)]
-    if not any(name.startswith("attributes") for name in cfg.privacy.adversary.names):
+    learned = cfg.privacy.adversary.enabled and any(n.startswith("attributes") for n in cfg.privacy.adversary.names)
+    erased = cfg.privacy.erasure.enabled and not cfg.privacy.erasure.labels
+    if not learned:
         left_out.append("privacy.adversary.labels")
     from .. import __version__
 
-    return digest(
-        {"version": __version__, **_values(cfg, [key for key in OPTIONS if not key.startswith(tuple(left_out))])}
-    )
+    keys = [key for key in OPTIONS if not key.startswith(tuple(left_out))]
+    if erased and not learned:
+        keys.append("privacy.adversary.labels")  # whose attributes are erased
+    return digest({"version": __version__, **_values(cfg, keys)})
 
 
 def features_key(cfg: CfgNode) -> str:

@@ -5,7 +5,7 @@ of it.
 """
 
 from .codebook import LearnedCodebook
-from .contrastive import RunningCenter, supervised_contrastive
+from .contrastive import supervised_contrastive
 from .noise import ReleaseNoise
 from .release_aware import ReleaseAware
 
@@ -13,6 +13,5 @@ __all__ = [
     "LearnedCodebook",
     "ReleaseAware",
     "ReleaseNoise",
-    "RunningCenter",
     "supervised_contrastive",
 ]

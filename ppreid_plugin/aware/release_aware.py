@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..components import Batch, Component, Context, Trainable
+from ..suppression.centering import RunningCenter
 from .codebook import LearnedCodebook, checked_sizes, expected_gain, set_mean
-from .contrastive import RunningCenter, supervised_contrastive
+from .contrastive import supervised_contrastive
 from .noise import ADDITIVE, ReleaseNoise, check_range, draw_epsilon
 
 _log = logging.getLogger(__name__)

@@ -19,6 +19,8 @@ from .deid_mask import Mask
 from .deid_mean import MeanImage
 from .deid_noise import DPPixelate, Noise
 from .deid_sometimes import Sometimes
+from .distillation import SimilarityDistillation
+from .erasure import ClassMeanErasure
 from .hdr_decoder import HDRDecoder
 from .identity_adversary import IdentityAdversary
 from .image_adversary import ImageAdversary
@@ -33,6 +35,7 @@ __all__ = [
     "AttributesAdversary",
     "Blur",
     "CameraAdversary",
+    "ClassMeanErasure",
     "ColorQuantize",
     "DPPixelate",
     "DeIDDecoder",
@@ -50,6 +53,7 @@ __all__ = [
     "NoDeID",
     "Noise",
     "Pixelate",
+    "SimilarityDistillation",
     "Sometimes",
     "build_deid_target",
     "insert_image_transforms",

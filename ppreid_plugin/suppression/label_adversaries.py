@@ -89,7 +89,7 @@ class AttributesAdversary(LabelAdversary):
         settings: of every adversary.
 
     Raises:
-        ValueError, DataError: as `PersonLabels`.
+        FileNotFoundError, ValueError, DataError: as `PersonLabels`.
     """
 
     name = "adversary_attributes"

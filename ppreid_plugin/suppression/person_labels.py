@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ class PersonLabels:
         attributes: names of the columns, once prepared.
 
     Raises:
-        ValueError: no file, an attribute that it does not have or that all training people share.
+        FileNotFoundError: the file is not there.
+        ValueError: no file named, an attribute that it does not have or that all training people share.
         DataError: file names without a pid, a source that is none, or nobody in training has labels.
     """
 
@@ -43,6 +45,8 @@ class PersonLabels:
             )
         source, separator, file = labels.partition("=")
         self.source, self.labels = (source, file) if separator else ("", labels)
+        if not Path(self.labels).is_file():
+            raise FileNotFoundError(f"{key}.labels is '{self.labels}', which does not exist.")
         self.attributes = attributes.split("|") if isinstance(attributes, str) and attributes else list(attributes)
         self._key = key
         self._table: Tensor | None = None
@@ -87,9 +91,13 @@ class PersonLabels:
 
     def of(self, batch: Batch) -> Tensor:
         """Return the labels (B, attributes) of the batch's people."""
+        return self.of_pids(batch.pids)
+
+    def of_pids(self, pids: Tensor) -> Tensor:
+        """Return the labels (n, attributes) of training people (n,)."""
         if self._table is None:
             raise RuntimeError("the labels are not read yet: call prepare(context, name).")
-        return self._table[batch.pids]
+        return self._table[pids]
 
     def _worth_predicting(self, columns: Mapping[str, Tensor]) -> list[str]:
         """Return the attributes that say something, and not who it is; those that were named, or an error."""

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppreid_plugin.aware import RunningCenter, supervised_contrastive
+from ppreid_plugin.aware import supervised_contrastive
 from ppreid_plugin.dp.transforms import Center
+from ppreid_plugin.suppression.centering import RunningCenter
 
 
 def contrastive_by_loops(scores, pids, temperature):

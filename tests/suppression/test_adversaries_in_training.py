@@ -207,3 +207,25 @@ def test_training_continues_as_if_it_had_not_stopped(make_engine, run_engine, pe
     resumed = read_training_log(f"{folder}/training.jsonl")
     assert resumed[:2] == log[:2]
     np.testing.assert_allclose([line["loss"] for line in resumed], [line["loss"] for line in log], rtol=1e-4)
+
+
+def test_erasure_and_distillation_continue_as_if_they_had_not_stopped(make_engine, run_engine, pedestrians):
+    """The bank is that of the stopped run, and the teacher the encoder as it was before the first step."""
+    options = ("privacy.erasure.enabled", True, "privacy.distillation.enabled", True, *labels(pedestrians))
+    options = (*options, "privacy.erasure.bank", 48, "privacy.erasure.attributes", "['hat', 'bag']")
+    options = (*options, "train.batch_size", 32, "train.lr", 0.001, "sampler.train_sampler", "SequentialSampler")
+    options = (*options, "data.transforms", "[]", "test.eval_freq", 2, "train.max_epoch", 3)
+    whole = make_engine(*options)
+    start = copy.deepcopy(whole.model.state_dict())
+    run_engine(whole)
+    folder = whole.cfg.data.save_dir
+    teacher = whole._models["distillation"].teacher.state_dict()
+    assert teacher.keys() == start.keys()  # and no hook came along: the teacher's features are not the encoder's
+    assert all(torch.equal(teacher[name], value) for name, value in start.items())
+    assert {"erasure_distance", "loss_distillation"} <= read_training_log(f"{folder}/training.jsonl")[-1].keys()
+    assert whole._models["erasure"].full
+    again = make_engine(*options, "model.resume", f"{folder}/model/model.pth.tar-2")
+    run_engine(again)
+    for name in whole.get_model_names():
+        for key, value in whole._models[name].state_dict().items():
+            assert torch.allclose(again._models[name].state_dict()[key].float(), value.float(), atol=1e-5), (name, key)

@@ -1,0 +1,156 @@
+"""Erasure of attributes while the encoder trains, in closed form: no adversary that could learn its people by heart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..components import Batch, Component, Context, Trainable
+from .centering import RunningCenter
+from .person_labels import PersonLabels, balanced, class_balance
+
+
+class ClassMeanErasure(Component):
+    r"""Brings the mean features of an attribute's classes together: Re-ID loss + w L.
+
+    .. math:: L = \frac{1}{A} \sum_a \frac{1}{C_a} \sum_c \Big\| m_{ac} - \frac{1}{C_a} \sum_{c'} m_{ac'} \Big\|^2
+
+    with :math:`m_{ac}` the mean of the centered unit features of the images of class c of attribute a. Where L = 0 the
+    nearest-mean classifier, and with it every linear one that weighs classes alike, is at chance on the training
+    people; the gradient vanishes there, and L is never negative. It has no parameters of its own, so there is nothing
+    that knows the training people by heart: what it pushes is what all people of a class have in common.
+
+    A batch is too small to tell means from noise, so the means are those of the last ``bank`` features, without
+    gradient; a batch's images feel the gradient of L as if they were all images (each weighted by n / (C n_c), so that
+    a rare class counts as much). Nothing is pushed before the bank is full.
+
+    Args:
+        labels, attributes: as `PersonLabels`; attributes that are not erased are what the result is judged by, too.
+        weight: w, >= 0; at 0 it only watches.
+        bank: features kept, at least 2; at most one for each training image is.
+
+    Raises:
+        FileNotFoundError, ValueError, DataError: as `PersonLabels`; a number out of range.
+
+    Source:
+        The distance of means is the maximum mean discrepancy under a linear kernel (Gretton et al., JMLR 2012); closed
+        forms in place of trained adversaries: Sadeghi, Yu and Boddeti, ICCV 2019; the bank: Wang et al., CVPR 2020,
+        arXiv 1912.06798. The loss as it stands is ours.
+    """
+
+    name = "erasure"
+
+    def __init__(
+        self, labels: str = "", attributes: str | Sequence[str] = (), *, weight: float = 30.0, bank: int = 4096
+    ) -> None:
+        if not weight >= 0:
+            raise ValueError(f"privacy.erasure.weight is {weight}, must be >= 0.")
+        if isinstance(bank, bool) or not isinstance(bank, int) or bank < 2:
+            raise ValueError(f"privacy.erasure.bank is {bank!r}, must be a whole number >= 2, such as 4096.")
+        self.weight, self.bank = weight, bank
+        self._people = PersonLabels(labels, attributes, who="privacy.erasure", key="privacy.erasure")
+        self.state: ErasureState | None = None
+        self._figures: dict[str, float] = {}
+
+    @property
+    def attributes(self) -> list[str]:
+        """Names of what is erased."""
+        return self._people.attributes
+
+    def build(self, context: Context) -> None:
+        """Read the labels, and make the bank."""
+        people = self._people.prepare(context, self.name)
+        images = people[torch.tensor([item[1] for item in context.train_items])]
+        # n / (C n_c) with n all images, those of unknown class too: they are part of a batch, and feel nothing
+        known = (images >= 0).float().mean(0)
+        self._balance = [(w / share).to(context.device) for w, share in zip(class_balance(images), known, strict=True)]
+        self.state = ErasureState(context.feature_dim, min(self.bank, len(images))).to(context.device)
+
+    def trainables(self) -> dict[str, Trainable]:
+        """Center and bank, saved with the checkpoint: a resumed run goes on with the same means."""
+        return {self.name: Trainable(self._state, None)}  # type: ignore[arg-type]
+
+    def loss_terms(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted term (nothing at weight 0, and until the bank is full)."""
+        state = self._state
+        state.center.update(batch.features.detach())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.weight > 0):
+            rows = state.center(batch.features)
+            state.put(rows.detach(), batch.pids)
+            self._figures = {}
+            if not state.full:
+                return {}
+            labels = self._people.of(batch)
+            known = self._people.of_pids(state.pids)
+            weights = balanced(labels, self._balance)
+            term = rows.new_zeros(())
+            distance = 0.0
+            for column, balance in enumerate(self._balance):
+                offsets = class_offsets(state.rows, known[:, column], len(balance))
+                # d L / d row = 2 / C * offset / (its class's share of the images): the mean over the batch of this
+                pushed = (rows * offsets[labels[:, column].clamp(min=0)]).sum(1)
+                term = term + 2 * (weights[:, column] * pushed).mean() / len(self._balance)
+                distance += float(offsets.square().sum()) / len(balance) / len(self._balance)
+        self._figures = {"erasure_distance": distance}
+        return {} if self.weight == 0 else {"loss_erasure": self.weight * term}
+
+    def finish_step(self, batch: Batch) -> dict[str, float]:
+        """Return L over the bank."""
+        return self._figures
+
+    @property
+    def _state(self) -> ErasureState:
+        if self.state is None:
+            raise RuntimeError("ClassMeanErasure has no bank yet: give it to an engine, or call build(context).")
+        return self.state
+
+
+class ErasureState(nn.Module):
+    """The center, and the last rows seen from it with their people.
+
+    Args:
+        columns: d.
+        size: rows kept.
+    """
+
+    rows: Tensor
+    pids: Tensor
+    seen: Tensor
+
+    def __init__(self, columns: int, size: int) -> None:
+        super().__init__()
+        self.center = RunningCenter(columns)
+        self.register_buffer("rows", torch.zeros(size, columns))
+        self.register_buffer("pids", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def full(self) -> bool:
+        """Whether as many rows were seen as are kept."""
+        return int(self.seen) >= len(self.rows)
+
+    @torch.no_grad()
+    def put(self, rows: Tensor, pids: Tensor) -> None:
+        """Replace the oldest rows."""
+        size, start = len(self.rows), int(self.seen)
+        places = torch.arange(start, start + len(rows), device=rows.device)[-size:] % size
+        self.rows[places], self.pids[places] = rows[-size:].to(self.rows), pids[-size:]
+        self.seen += len(rows)
+
+
+def class_offsets(rows: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return each class's mean row less the mean of these means, (classes, d); 0 for a class that no row is of.
+
+    Args:
+        rows: (n, d).
+        labels: (n,), classes from 0, -1 not known.
+        classes: how many there are.
+    """
+    known = labels >= 0
+    sums = rows.new_zeros(classes, rows.shape[1]).index_add(0, labels[known], rows[known])
+    counts = torch.bincount(labels[known], minlength=classes)
+    there = counts > 0
+    means = sums / counts.clamp(min=1)[:, None]
+    return torch.where(there[:, None], means - means[there].mean(0), 0.0)
