@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from ..suppression.deid import build_deid_target
+from ..suppression.deid import DeIDTarget, build_deid_target
 from .attack import Attack, Figure, register_attack
 from .data import LeakageSet
 from .image_scores import in_chunks, mean_over_people, psnr, ssim
@@ -45,7 +45,7 @@ class ReconstructionAttack(Attack):
         test_rows: rows to attack, drawn from all the same way for every seed; 0: all.
 
     Raises:
-        ValueError: an unknown target.
+        ValueError: an unknown target, or one that learns from training images.
     """
 
     channel = "reconstruction"
@@ -61,6 +61,11 @@ class ReconstructionAttack(Attack):
     ) -> None:
         super().__init__(seed=seed)
         self.deid_target = build_deid_target(deid_target)
+        if type(self.deid_target).prepare is not DeIDTarget.prepare:
+            raise ValueError(
+                f"deid_target is {deid_target!r}, which learns from training images first; the attack needs T(x) of an "
+                "image alone. Name another, such as 'pixelate' (--deid-target); the mean image is reported anyhow."
+            )
         self.judge = judge
         self.steps, self.test_rows = steps, test_rows
         self._inversion: Inversion | None = None

@@ -54,7 +54,7 @@ def example_reconstructions(engine: Any, target: str, *, people: int = PEOPLE) -
     batch = torch.stack([dataset[place]["img"] for place in places]).to(device)
     decoded = decoder.decode(engine.extract_features(batch)).cpu()
     images = load_images(paths, engine.datamanager.height, engine.datamanager.width)
-    wanted = decoder.deidentify(images)
+    wanted = decoder.deidentify(images, paths)
     return {"original": images, "target T(x)": wanted[:, :3], "decoded from\nthe feature": decoded[:, :3]}
 
 

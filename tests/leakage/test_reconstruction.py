@@ -320,3 +320,8 @@ def test_errors(call, error, message):
 def test_it_is_registered():
     assert ATTACKS.get("reconstruction") is ReconstructionAttack
     assert not ReconstructionAttack.task
+
+
+def test_a_target_that_learns_first_is_refused():
+    with pytest.raises(ValueError, match="deid_target is 'mean_image', which learns from training images first"):
+        ReconstructionAttack(deid_target="mean_image")
