@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from ppreid_plugin import arguments, build, config
 from ppreid_plugin.data.pedestrians import make_pedestrians
@@ -78,3 +79,44 @@ def make_engine(make_cfg):
 def run_engine():
     """Return a function that trains or tests an engine as its configuration says."""
     return lambda engine: engine.run(**arguments.engine_run_arguments(engine.cfg))
+
+
+@pytest.fixture
+def write_plan(tmp_path):
+    """Return a function that writes the plan file of an ablation; arguments replace its parts."""
+    from ablation_cases import MEASURES, OPTIONS, ROWS  # beside the tests that ask for it
+
+    def write(rows=ROWS, *, seeds=(1,), measures=None, options=None, **others):
+        path = tmp_path / "plan.yaml"
+        content = {
+            "seeds": list(seeds),
+            "options": {**OPTIONS, **(options or {})},
+            "measures": {**MEASURES, **(measures or {})},
+            "rows": rows,
+            **others,
+        }
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def flags(pedestrians, tmp_path):
+    """Return a function from a plan and further words to the words of the ablation's command line."""
+    return lambda plan, *more: [
+        "--plan", str(plan), "--root", str(pedestrians), "--out", str(tmp_path / "out"), *map(str, more),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def work_of(pedestrians, tmp_path):
+    """Return a function from a plan file to what its rows are for the runner, by name (first seed)."""
+    from ppreid_plugin.ablation.plan import load_plan
+    from ppreid_plugin.ablation.runner import Runner
+
+    def work(plan, *options):
+        loaded = load_plan(plan, options=["data.root", str(pedestrians), *map(str, options)])
+        return {one.row.name: one for one in reversed(Runner(loaded, tmp_path / "out", loaded.rows).work)}
+
+    return work

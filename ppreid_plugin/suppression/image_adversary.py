@@ -118,7 +118,7 @@ class ImageAdversary(Adversary):
 
     def figures(self, outputs: Tensor, batch: Batch) -> dict[str, float]:
         """Peak signal-to-noise ratio of the batch in decibels."""
-        error = float(self.sample_losses(outputs, batch).mean())
+        error = float(self.sample_losses(outputs.detach(), batch).mean())
         return {f"psnr_{self.name}": -10.0 * math.log10(max(error, 1e-10))}
 
 

@@ -38,9 +38,9 @@ def train_files(out):
     return sorted(out.glob("training/*/trained.json"))
 
 
-def test_a_plan_from_training_to_the_tables(write_plan, arguments, work_of, tmp_path, capsys):
+def test_a_plan_from_training_to_the_tables(write_plan, flags, work_of, tmp_path, capsys):
     out, plan = tmp_path / "out", write_plan(MORE)
-    record = ablation_command(arguments(plan))
+    record = ablation_command(flags(plan))
     said = capsys.readouterr().out
     assert json.loads((out / "ablation.json").read_text()) == json.loads(json.dumps(record))
     assert len(train_files(out)) == 2  # two_stage is trained as one_stage, the others as baseline
@@ -75,28 +75,28 @@ def test_a_plan_from_training_to_the_tables(write_plan, arguments, work_of, tmp_
         assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_finished_rows_are_used_again_and_new_ones_added(write_plan, arguments, tmp_path, monkeypatch):
+def test_finished_rows_are_used_again_and_new_ones_added(write_plan, flags, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    first = ablation_command(arguments(write_plan(ROWS, measures=QUICK)))
+    first = ablation_command(flags(write_plan(ROWS, measures=QUICK)))
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and "ablation." not in path.name}
     with monkeypatch.context() as patch:
         patch.setattr(build, "build_engine", lambda cfg: pytest.fail("nothing is trained or extracted again"))
         patch.setattr(runner, "retrieval_figures", lambda *args, **kwargs: pytest.fail("nothing is measured again"))
-        again = ablation_command(arguments(write_plan(ROWS, measures=QUICK)))
+        again = ablation_command(flags(write_plan(ROWS, measures=QUICK)))
     assert again["rows"] == first["rows"]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    more = ablation_command(arguments(write_plan(MORE, measures=QUICK), "--rows", "coarse"))
+    more = ablation_command(flags(write_plan(MORE, measures=QUICK), "--rows", "coarse"))
     assert list(more["rows"]) == ["baseline", "coarse"]
     assert more["rows"]["baseline"] == first["rows"]["baseline"]
     assert len(train_files(out)) == 2
-    ablation_command(arguments(write_plan(ROWS, measures=QUICK), "--rows", "baseline", "train.lr", "0.001"))
+    ablation_command(flags(write_plan(ROWS, measures=QUICK), "--rows", "baseline", "train.lr", "0.001"))
     assert len(train_files(out)) == 3  # another learning rate is another training
 
 
-def test_a_row_stopped_in_training_ends_as_if_it_had_not_been(write_plan, arguments, work_of, tmp_path, monkeypatch):
+def test_a_row_stopped_in_training_ends_as_if_it_had_not_been(write_plan, flags, work_of, tmp_path, monkeypatch):
     batches = 4  # of the second of two epochs
     plan = write_plan(ROWS[1:], options={"train.max_epoch": 2}, measures=QUICK)
-    whole = ablation_command([*arguments(plan), "--out", str(tmp_path / "whole")])
+    whole = ablation_command([*flags(plan), "--out", str(tmp_path / "whole")])
     steps = []
     original = engines.ImageSoftmaxEngine.forward_backward
 
@@ -109,13 +109,13 @@ def test_a_row_stopped_in_training_ends_as_if_it_had_not_been(write_plan, argume
     with monkeypatch.context() as patch:
         patch.setattr(engines.ImageSoftmaxEngine, "forward_backward", stopped)
         with pytest.raises(Stop):
-            ablation_command(arguments(plan))
+            ablation_command(flags(plan))
         assert not train_files(tmp_path / "out")
         done = (PER_EPOCH + batches - 1) // PER_EPOCH
         (folder,) = (tmp_path / "out/training").iterdir()
         assert training.kept_epoch(folder) == done
         assert folder == work_of(plan)["one_stage"].training
-        ablation_command(arguments(plan))
+        ablation_command(flags(plan))
     # the stopped epoch is trained again from its beginning, and no other
     assert len(steps) == 2 * PER_EPOCH + (PER_EPOCH + batches - done * PER_EPOCH)
     for split in ("train", "query", "gallery"):
@@ -130,7 +130,7 @@ def test_a_row_stopped_in_training_ends_as_if_it_had_not_been(write_plan, argume
 
 
 @pytest.mark.parametrize("place", ["between rows", "in the final test", "in extraction", "in measuring"])
-def test_stopped_anywhere_it_goes_on_and_doubles_nothing(write_plan, arguments, tmp_path, monkeypatch, place):
+def test_stopped_anywhere_it_goes_on_and_doubles_nothing(write_plan, flags, tmp_path, monkeypatch, place):
     out, plan = tmp_path / "out", write_plan(ROWS, measures=QUICK)
 
     def stop(*args, **kwargs):
@@ -161,7 +161,7 @@ def test_stopped_anywhere_it_goes_on_and_doubles_nothing(write_plan, arguments, 
         elif place == "in measuring":
             patch.setattr(runner, "retrieval_figures", stop)
         with pytest.raises(Stop):
-            ablation_command(arguments(plan))
+            ablation_command(flags(plan))
     kept = {path: path.stat().st_mtime_ns for path in [*train_files(out), *out.glob("features/*/*.npz")]}
     steps = []
     forward = engines.ImageSoftmaxEngine.forward_backward
@@ -169,7 +169,7 @@ def test_stopped_anywhere_it_goes_on_and_doubles_nothing(write_plan, arguments, 
         patch.setattr(
             engines.ImageSoftmaxEngine, "forward_backward", lambda self, data: steps.append(self) or forward(self, data)
         )
-        record = ablation_command(arguments(plan))
+        record = ablation_command(flags(plan))
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len({id(one) for one in steps}) <= 2 + (0 if kept or place == "in the final test" else 1)
     assert len(train_files(out)) == 2
@@ -178,9 +178,9 @@ def test_stopped_anywhere_it_goes_on_and_doubles_nothing(write_plan, arguments, 
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_taken_up(write_plan, arguments, work_of, tmp_path):
+def test_a_killed_process_is_taken_up(write_plan, flags, work_of, tmp_path):
     plan = write_plan(ROWS[:1], options={"train.max_epoch": 400}, measures=QUICK)
-    words = arguments(plan)
+    words = flags(plan)
     program = "import sys; from ppreid_plugin.ablation.command import ablation_command; ablation_command(sys.argv[1:])"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-c", program, *words], env=environment, stdout=subprocess.DEVNULL)
@@ -203,32 +203,32 @@ def test_a_killed_process_is_taken_up(write_plan, arguments, work_of, tmp_path):
     assert (folder / f"model/model.pth.tar-{done + 1}").is_file()
 
 
-def test_no_train_measures_again_and_refuses_what_is_not_trained(write_plan, arguments, tmp_path, monkeypatch):
+def test_no_train_measures_again_and_refuses_what_is_not_trained(write_plan, flags, tmp_path, monkeypatch):
     plan = write_plan(ROWS, measures=QUICK)
     with pytest.raises(ConfigError, match="row 'baseline', seed 1, is not trained .2 such.. Run without --no-train"):
-        ablation_command(arguments(plan, "--no-train"))
-    first = ablation_command(arguments(plan, "--rows", "baseline"))
+        ablation_command(flags(plan, "--no-train"))
+    first = ablation_command(flags(plan, "--rows", "baseline"))
     measured = []
     original = runner.retrieval_figures
     monkeypatch.setattr(runner, "train", lambda cfg, folder: training.trained_record(folder))
     monkeypatch.setattr(
         runner, "retrieval_figures", lambda *args, **kwargs: measured.append(1) or original(*args, **kwargs)
     )
-    again = ablation_command(arguments(plan, "--rows", "baseline", "--no-train"))
+    again = ablation_command(flags(plan, "--rows", "baseline", "--no-train"))
     assert measured == [1]
     assert again["rows"] == first["rows"]
 
 
-def test_list_and_dry_run_write_nothing_and_say_how_far_rows_are(write_plan, arguments, tmp_path, capsys):
+def test_list_and_dry_run_write_nothing_and_say_how_far_rows_are(write_plan, flags, tmp_path, capsys):
     plan = write_plan(MORE, measures=QUICK)
-    assert ablation_command(arguments(plan, "--list", "--seeds", 4, 5)) == {}
+    assert ablation_command(flags(plan, "--list", "--seeds", 4, 5)) == {}
     said = capsys.readouterr().out
     assert "seed 4" in said
     assert "quantize:bits=1" in said
     assert not (tmp_path / "out").exists()
-    ablation_command(arguments(plan, "--rows", "baseline"))
+    ablation_command(flags(plan, "--rows", "baseline"))
     capsys.readouterr()
-    ablation_command(arguments(plan, "--dry-run"))
+    ablation_command(flags(plan, "--dry-run"))
     states = {line.split("  ")[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines() if "  " in line}
     assert states["baseline"] == "measured"
     assert states["coarse"] == "trained"

@@ -73,7 +73,7 @@ def test_a_bank_that_is_the_batch_gives_the_gradient_of_the_definition(people, a
     (expected,) = torch.autograd.grad(0.7 * wanted, features)
     assert torch.allclose(got, expected, atol=1e-7)
     assert got.abs().max() > 1e-3
-    assert part.finish_step(None)["erasure_distance"] == pytest.approx(float(wanted), rel=1e-5)
+    assert part.finish_step(None)["erasure_distance"] == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_images_without_a_label_feel_nothing(people):
