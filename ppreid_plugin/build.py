@@ -147,7 +147,7 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
 
 
 def build_components(cfg: CfgNode) -> list[Component]:
-    """Build the privacy components that the configuration enables: in the order of its nodes.
+    """Build the privacy components that the configuration enables, in the order of its nodes.
 
     Raises:
         ValueError: an unknown name, a budget or weight out of range, an option that no part takes.

@@ -41,11 +41,8 @@ _FEATURES = (
     "market1501.",
     "video.",
 )
-_FILES = (
-    "model.load_weights",
-    "privacy.adversary.labels",
-    "privacy.erasure.labels",
-)  # their content counts, not their name
+# files whose content counts, not their name
+_FILES = ("model.load_weights", "privacy.adversary.labels", "privacy.erasure.labels")
 
 
 def training_key(cfg: CfgNode) -> str:

@@ -49,8 +49,3 @@ def supervised_contrastive(scores: Tensor, pids: Tensor, temperature: float) -> 
     log_shares = F.log_softmax((scores / temperature).masked_fill(own, -torch.inf), dim=1)
     each = -torch.where(positive, log_shares, 0.0).sum(1)[counts > 0] / counts[counts > 0]
     return each.mean()
-
-
-def has_positive_pair(pids: Tensor) -> bool:
-    """Whether a person has two images in the batch."""
-    return len(pids.unique()) < len(pids)

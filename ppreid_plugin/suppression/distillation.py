@@ -40,14 +40,16 @@ class SimilarityDistillation(Component):
             raise ValueError(f"privacy.distillation.weight is {weight}, must be >= 0.")
         self.weight = weight
         self.state: DistillationState | None = None
+        self._figures: dict[str, float] = {}
 
     def build(self, context: Context) -> None:
         """Copy the encoder as it starts."""
         if context.encoder is None:
             raise ValueError("the context has no encoder to copy; give the component to an engine.")
-        shape = (1, 3, 1, 1)
-        self._mean = torch.tensor(context.norm_mean, device=context.device).view(shape)
-        self._std = torch.tensor(context.norm_std, device=context.device).view(shape)
+        self._mean, self._std = (
+            torch.tensor(values, device=context.device).view(1, 3, 1, 1)
+            for values in (context.norm_mean, context.norm_std)
+        )
         self.state = DistillationState(context.encoder, context.feature_dim).to(context.device)
 
     def trainables(self) -> dict[str, Trainable]:
