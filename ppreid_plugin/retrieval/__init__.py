@@ -1,14 +1,17 @@
 """Matching: exact ranking figures in bounded memory, for unlabelled rows, enrolled people and an open set."""
 
+from ppreid_plugin.retrieval.acceleration import Acceleration, accelerate_torchreid
 from ppreid_plugin.retrieval.enrolled import EnrolledResult, evaluate_enrolled
 from ppreid_plugin.retrieval.open_set import OpenSetPoint, OpenSetResult, evaluate_open_set
 from ppreid_plugin.retrieval.ranking import RankingResult, evaluate, evaluate_distances
 
 __all__ = [
+    "Acceleration",
     "EnrolledResult",
     "OpenSetPoint",
     "OpenSetResult",
     "RankingResult",
+    "accelerate_torchreid",
     "evaluate",
     "evaluate_distances",
     "evaluate_enrolled",
