@@ -3,11 +3,12 @@
 from ppreid_plugin.retrieval.acceleration import Acceleration, accelerate_torchreid
 from ppreid_plugin.retrieval.enrolled import EnrolledResult, evaluate_enrolled
 from ppreid_plugin.retrieval.open_set import OpenSetPoint, OpenSetResult, evaluate_open_set
-from ppreid_plugin.retrieval.ranking import RankingResult, evaluate, evaluate_distances
+from ppreid_plugin.retrieval.ranking import NoMatchError, RankingResult, evaluate, evaluate_distances
 
 __all__ = [
     "Acceleration",
     "EnrolledResult",
+    "NoMatchError",
     "OpenSetPoint",
     "OpenSetResult",
     "RankingResult",

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ppreid_plugin.retrieval.checks import Features, IntArray, Labels, as_feature_pair, as_labels, positive_int
-from ppreid_plugin.retrieval.ranking import no_match_message, normalize_rows
+from ppreid_plugin.retrieval.ranking import NoMatchError, no_match_message, normalize_rows
 
 _QUERIES_PER_CHUNK = 1024
 
@@ -79,7 +79,8 @@ def evaluate_enrolled(
         features: (num_query, d) and (num_gallery, d). Labels: (num_query,) and (num_gallery,).
 
     Raises:
-        ValueError: wrong shapes, lengths or types; NaN or infinity (rows are named); no query with a template.
+        ValueError: wrong shapes, lengths or types; NaN or infinity (rows are named).
+        NoMatchError: no query with a template.
 
     Example:
         >>> gallery = np.array([[1.0, 0.0], [1.0, 0.2], [0.0, 1.0]])
@@ -106,7 +107,7 @@ def evaluate_enrolled(
         ranks += _ranks(query, queries, templates, own)
     if not sum(map(len, ranks)):
         used_words = f"exclude_same_camera={exclude_same_camera}"
-        raise ValueError(no_match_message(len(kept_queries) > 0, used_words, "exclude_same_camera=False"))
+        raise NoMatchError(no_match_message(len(kept_queries) > 0, used_words, "exclude_same_camera=False"))
     all_ranks = np.concatenate(ranks)
     cmc = np.cumsum(np.bincount(all_ranks[all_ranks <= max_rank] - 1, minlength=max_rank)) / len(all_ranks)
     cmc.flags.writeable = False

@@ -27,7 +27,7 @@ from ppreid_plugin.retrieval.checks import (
     require_finite,
 )
 from ppreid_plugin.retrieval.enrolled import by_camera, template_scores, templates_of
-from ppreid_plugin.retrieval.ranking import no_match_message, normalize_rows
+from ppreid_plugin.retrieval.ranking import NoMatchError, no_match_message, normalize_rows
 
 _Scores: TypeAlias = npt.NDArray[np.float64]
 
@@ -146,8 +146,8 @@ def evaluate_open_set(
         times the list is held at a time.
 
     Raises:
-        ValueError: wrong shapes, lengths, types or options; NaN or infinity (rows are named); no query with a
-            template, whoever is listed.
+        ValueError: wrong shapes, lengths, types or options; NaN or infinity (rows are named).
+        NoMatchError: no query with a template, whoever is listed.
 
     Source:
         The rates are those of ISO/IEC 19795-1 (biometric performance testing), for a list of one candidate.
@@ -175,7 +175,7 @@ def evaluate_open_set(
     matched = np.concatenate([known[:0], *(part[np.isin(q_pids[part], g_pids[used])] for part, used in by_list)])
     if not len(matched):
         used_words = f"exclude_same_camera={exclude_same_camera}"
-        raise ValueError(no_match_message(len(known) > 0, used_words, "exclude_same_camera=False"))
+        raise NoMatchError(no_match_message(len(known) > 0, used_words, "exclude_same_camera=False"))
 
     generator = np.random.default_rng(seed)
     order = generator.permutation(people)

@@ -33,6 +33,10 @@ METRICS = ("cosine", "euclidean")
 PROTOCOLS = ("market1501", "all")
 
 
+class NoMatchError(ValueError):
+    """No query has a match, so there is no figure; the message says why and what to do."""
+
+
 @dataclass(frozen=True, eq=False)
 class RankingResult:
     """The figures of one evaluation, as fractions in [0, 1].
@@ -105,7 +109,8 @@ def evaluate(
         features: (num_query, d) and (num_gallery, d). Labels: (num_query,) and (num_gallery,).
 
     Raises:
-        ValueError: wrong shapes, lengths, types or options; NaN or infinity (rows are named); no query with a match.
+        ValueError: wrong shapes, lengths, types or options; NaN or infinity (rows are named).
+        NoMatchError: no query with a match.
 
     Example:
         >>> features = np.eye(3)
@@ -149,7 +154,8 @@ def evaluate_distances(
         distances: (num_query, num_gallery).
 
     Raises:
-        ValueError: wrong shapes, lengths, types or options; NaN (rows are named); no query with a match.
+        ValueError: wrong shapes, lengths, types or options; NaN (rows are named).
+        NoMatchError: no query with a match.
     """
     matrix = as_matrix("distances", distances)
     matches = _matches(query_pids, gallery_pids, query_camids, gallery_camids, tuple(matrix.shape), protocol, max_rank)
@@ -217,7 +223,7 @@ def _summarize(
 ) -> RankingResult:
     per_query = list(positive_ranks(chunks, matches))
     if not per_query:
-        raise ValueError(no_match_message(matches.any_shared_pid, f"protocol={protocol!r}", "protocol='all'"))
+        raise NoMatchError(no_match_message(matches.any_shared_pid, f"protocol={protocol!r}", "protocol='all'"))
     counts = np.array([len(ranks) for ranks in per_query])
     ends = np.cumsum(counts)
     starts = ends - counts

@@ -1,0 +1,193 @@
+"""Command line of figures from saved features, of any extractor: ``tools/evaluate_features.py``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from ..retrieval import (
+    EnrolledResult,
+    NoMatchError,
+    OpenSetResult,
+    RankingResult,
+    evaluate,
+    evaluate_enrolled,
+    evaluate_open_set,
+)
+from ..retrieval.checks import choice, positive_int
+from ..retrieval.ranking import METRICS, PROTOCOLS
+from .evaluate_inputs import Rows, read_rows, with_distractors
+from .record import environment, write_json
+
+_FPIRS = (0.01, 0.1)
+_LEAST_PEOPLE = 8  # for open-set figures: a quarter of them calibrates the threshold
+
+
+def parser() -> argparse.ArgumentParser:
+    """Parser of ``tools/evaluate_features.py``."""
+    made = argparse.ArgumentParser(
+        description="Ranking figures of saved features: every row an image (CMC, mAP, mINP), one template a person "
+        "(enrolled), and people who are not listed (open set). Files: .npz or .safetensors with the arrays features "
+        "(n, d), pids and camids (n,), or .npy of features with a CSV file of pid, camid, one line a row.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = made.add_argument
+    for split, text in (("query", "queries"), ("gallery", "gallery")):
+        add(f"--{split}", required=True, metavar="FILE", help=f"features of the {text}")
+        add(f"--{split}-labels", metavar="FILE.csv", help=f"columns pid, camid of the {text}, if they are .npy")
+    add(
+        "--distractors", nargs="*", default=[], metavar="FILE", help="features of nobody, added to the gallery's images"
+    )
+    add("--metric", default="cosine", help=f"{', '.join(METRICS)}; templates are matched by cosine")
+    add("--protocol", default="market1501", help=f"{', '.join(PROTOCOLS)} (all: a match of one camera counts)")
+    add("--max-rank", type=int, default=50, help="length of the CMC curve")
+    add("--ranks", nargs="+", type=int, default=[1, 5, 10, 20], help="ranks that are printed")
+    add("--memory-mb", type=float, default=64.0, help="MiB for scores, beside the features and a copy of them")
+    add("--per-camera", action="store_true", help="figures of each camera's queries too")
+    add("--background-pids", nargs="*", type=int, default=[0], help="pids that are no person: never on the list")
+    add("--out", metavar="FILE.json", help="file to write")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return made
+
+
+def evaluate_command(argv: Sequence[str]) -> dict[str, Any]:
+    """Evaluate saved features as the command line says: print a table, write JSON, return the record."""
+    args = parser().parse_args(argv)
+    _check(args)
+    start = time.perf_counter()
+    query = read_rows(args.query, args.query_labels, "--query")
+    gallery = read_rows(args.gallery, args.gallery_labels, "--gallery")
+    listed = gallery
+    if args.distractors:
+        nobody = min(0, int(query.pids.min()), int(gallery.pids.min())) - 1
+        gallery = with_distractors(gallery, args.distractors, pid=nobody)
+    ranking = _rank(args, query, gallery)
+    enrolled, open_set = _people(args, query, listed)
+    cameras = _by_camera(args, query, gallery) if args.per_camera else {}
+    seconds = time.perf_counter() - start
+    record: dict[str, Any] = {
+        "command": ["tools/evaluate_features.py", *argv],
+        "num_query": len(query.pids),
+        "num_gallery": len(gallery.pids),
+        "num_distractors": len(gallery.pids) - len(listed.pids),
+        "columns": gallery.features.shape[1],
+        "metric": args.metric,
+        "protocol": args.protocol,
+        "anonymous": _plain(ranking),
+        "enrolled": _plain(enrolled),
+        "open_set": _plain(open_set),
+        "cameras": {str(camid): _plain(result) for camid, result in cameras.items()},
+        "seconds": round(seconds, 3),
+        "environment": environment("cpu"),
+    }
+    print(f"{len(query.pids)} queries, {len(gallery.pids)} gallery rows of {gallery.features.shape[1]} columns")
+    print(table(ranking, enrolled, open_set, cameras, args.ranks))
+    if args.out:
+        write_json(record, args.out)
+        print(f"Figures written to '{args.out}'")
+    return record
+
+
+def table(
+    ranking: RankingResult,
+    enrolled: EnrolledResult | None,
+    open_set: OpenSetResult | None,
+    cameras: dict[int, RankingResult | None],
+    ranks: Sequence[int],
+) -> str:
+    """Return the figures in percent: a line of images, one of people, and one a camera."""
+
+    def images(name: str, result: RankingResult | None) -> list[Any]:
+        if result is None:
+            return [name, *[None] * (len(ranks) + 4), 0]
+        return [name, *_curve(result, ranks), result.mAP, result.mINP, None, None, result.num_valid_queries]
+
+    lines = [images("images", ranking)]
+    if enrolled is not None:
+        rates = [None, None] if open_set is None else [point.tpir for point in open_set.points]
+        figures = [*_curve(enrolled, ranks), enrolled.mrr, None, *rates]
+        lines.append(["people (enrolled)", *figures, enrolled.num_valid_queries])
+    lines += [images(f"images, camera {camid}", result) for camid, result in cameras.items()]
+    shown = [[name, *(None if f is None else f"{f:.1%}" for f in figures), n] for name, *figures, n in lines]
+    headers = ["gallery of", *(f"rank-{k}" for k in ranks), "mAP", "mINP", *(f"TPIR@{rate:.0%}" for rate in _FPIRS)]
+    return tabulate(shown, headers=[*headers, "queries"], missingval="-", disable_numparse=True)
+
+
+def _check(args: argparse.Namespace) -> None:
+    choice("--metric", args.metric, METRICS)
+    choice("--protocol", args.protocol, PROTOCOLS)
+    positive_int("--max-rank", args.max_rank)
+    for rank in args.ranks:
+        if not 1 <= rank <= args.max_rank:
+            raise ValueError(f"--ranks has {rank}, must be 1 to --max-rank, {args.max_rank}. Give --max-rank {rank}.")
+    if args.out and not Path(args.out).absolute().parent.is_dir():
+        raise ValueError(f"--out is '{args.out}', whose folder does not exist. Make it first.")
+
+
+def _rank(args: argparse.Namespace, query: Rows, gallery: Rows) -> RankingResult:
+    return evaluate(
+        query.features,
+        gallery.features,
+        query.pids,
+        gallery.pids,
+        query.camids,
+        gallery.camids,
+        metric=args.metric,
+        protocol=args.protocol,
+        max_rank=args.max_rank,
+        memory_mb=args.memory_mb,
+    )
+
+
+def _people(args: argparse.Namespace, query: Rows, gallery: Rows) -> tuple[EnrolledResult | None, OpenSetResult | None]:
+    """Return the enrolled and the open-set figures; None where no query has a template, or too few people are."""
+    rows = query.features, gallery.features, query.pids, gallery.pids, query.camids, gallery.camids
+    common: dict[str, Any] = {
+        "background_pids": args.background_pids,
+        "exclude_same_camera": args.protocol != "all",
+    }
+    try:
+        enrolled = evaluate_enrolled(*rows, **common, max_rank=args.max_rank)
+    except NoMatchError:
+        return None, None
+    if enrolled.num_people < _LEAST_PEOPLE:
+        return enrolled, None
+    background = np.isin(gallery.pids, args.background_pids)
+    return enrolled, evaluate_open_set(
+        *rows,
+        background_features=gallery.features[background],
+        background_camids=gallery.camids[background],
+        **common,
+        fpirs=_FPIRS,
+    )
+
+
+def _by_camera(args: argparse.Namespace, query: Rows, gallery: Rows) -> dict[int, RankingResult | None]:
+    """Return the figures of each camera's queries; None for one whose queries match nothing."""
+    results: dict[int, RankingResult | None] = {}
+    for camid in np.unique(query.camids).tolist():
+        try:
+            results[camid] = _rank(args, query.take(query.camids == camid), gallery)
+        except NoMatchError:
+            results[camid] = None
+    return results
+
+
+def _curve(result: RankingResult | EnrolledResult, ranks: Sequence[int]) -> list[float]:
+    return [float(result.cmc[rank - 1]) for rank in ranks]
+
+
+def _plain(result: Any) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    fields = dataclasses.asdict(result)
+    if "cmc" in fields:
+        fields["cmc"] = fields["cmc"].tolist()
+    return fields
