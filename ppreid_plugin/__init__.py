@@ -22,6 +22,7 @@ from .suppression import (
     register_decoder,
     register_deid_target,
 )
+from .suppressor import Suppressor
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "DeIDDecoder",
     "IdentityAdversary",
     "ReleaseAware",
+    "Suppressor",
     "register_adversary",
     "register_attack",
     "register_decoder",

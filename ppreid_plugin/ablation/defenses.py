@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
 from ..leakage import Leace, LeakageSet
 from ..registry import closest
+from ..suppressor import Suppressor
 from .defense import Matrix, RowDefense, register_defense, whole_number
 
 
@@ -116,21 +120,51 @@ class LeaceDefense(RowDefense):
 
     def fit(self, train: LeakageSet) -> Self:
         """Fit on the training rows and their labels."""
-        names = self.attributes or tuple(train.attributes)
-        known = sorted(train.attributes)
-        for name in names:
-            if name not in known:
-                raise ValueError(
-                    f"leace has the attribute '{name}'; the labels have: {', '.join(known)}.{closest(name, known)}"
-                )
-        if not names:
-            raise ValueError("leace has no attributes to erase. Give labels: --labels FILE")
-        self._leace.fit_concepts(train.features, np.stack([train.attributes[name] for name in names], axis=1))
+        self._leace.fit_concepts(train.features, _concepts(train, self.attributes, "leace"))
         return self
 
     def apply(self, features: Matrix) -> Matrix:
         """Return the erased rows, (n, d)."""
         return np.asarray(self._leace.transform(features)).astype(np.float32)
+
+
+@register_defense("suppressor")
+class SuppressorDefense(RowDefense):
+    """A small network behind the model, trained to match and to suppress (`ppreid_plugin.suppressor.Suppressor`).
+
+    Protects: the named attributes, as far as the attackers say. Not: anything by a guarantee, nor what is no attribute.
+
+    Args:
+        attributes: names, separated by +; empty: all that are probed.
+        settings: of `ppreid_plugin.suppressor.SuppressorFit`.
+    """
+
+    def __init__(self, attributes: str = "", **settings: Any) -> None:
+        self.attributes = tuple(filter(None, attributes.split("+")))
+        self._suppressor = Suppressor(**settings)
+
+    def fit(self, train: LeakageSet) -> Self:
+        """Fit on the training rows, their people and labels."""
+        concepts = _concepts(train, self.attributes, "suppressor")
+        self._suppressor.fit_people(train.features, train.pids, concepts)
+        return self
+
+    def apply(self, features: Matrix) -> Matrix:
+        """Return the suppressed rows, (n, d)."""
+        return np.asarray(self._suppressor.transform(features)).astype(np.float32)
+
+
+def _concepts(train: LeakageSet, attributes: Sequence[str], who: str) -> npt.NDArray[np.int64]:
+    """Return the labels of the attributes named, or of all, side by side."""
+    known = sorted(train.attributes)
+    for name in attributes:
+        if name not in known:
+            raise ValueError(
+                f"{who} has the attribute '{name}'; the labels have: {', '.join(known)}.{closest(name, known)}"
+            )
+    if not known:
+        raise ValueError(f"{who} has no attributes to take out. Give labels: --labels FILE")
+    return np.stack([train.attributes[name] for name in attributes or train.attributes], axis=1)
 
 
 def _fitted(learned: npt.NDArray[np.float64] | None, name: str) -> npt.NDArray[np.float64]:

@@ -7,7 +7,6 @@ left, and people outside the training split have it erased as far as they are li
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +15,8 @@ import torch
 from typing_extensions import Self
 
 from ..dp.arrays import directions, to_rows
-from ..dp.journal import write_file
-from ..dp.transforms import PublicTransform, column_values, frozen, register_transform
+from ..dp.transform_files import FileTransform
+from ..dp.transforms import column_values, frozen, register_transform
 
 if TYPE_CHECKING:
     from concept_erasure import LeaceEraser
@@ -27,7 +26,7 @@ _NO_CORRELATION = 1e-9  # of a whitened row with a label: float64's rounding err
 
 
 @register_transform("leace")
-class Leace(PublicTransform):
+class Leace(FileTransform):
     r"""Removes from the normalized row u what is linearly correlated with the concepts on the training rows.
 
     .. math:: y = u - W^+ Q Q^T W (u - m), \qquad W = \Sigma_{uu}^{-1/2},
@@ -88,7 +87,7 @@ class Leace(PublicTransform):
             ImportError: the library is not there.
         """
         rows, _ = to_rows(features)
-        labels = _checked_concepts(concepts, len(rows))
+        labels = checked_concepts(concepts, len(rows))
         known = (labels != _UNKNOWN).all(axis=1)
         if known.sum() < 2:
             raise ValueError(f"concepts has {known.sum()} rows with all labels known, must have at least 2.")
@@ -119,38 +118,6 @@ class Leace(PublicTransform):
             "erased_directions": erased,
         }
 
-    def save(self, path: str | Path) -> Path:
-        """Write what was fitted to ``path`` (``.safetensors``), complete or not at all; an existing file is replaced.
-
-        Raises:
-            RuntimeError: not fitted.
-            ValueError: another suffix.
-        """
-        from safetensors.numpy import save
-
-        path = _checked_path(path)
-        write_file(path, save(self.state()))
-        return path
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Return the transform that :meth:`save` wrote.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: another kind of file.
-        """
-        from safetensors.numpy import load
-
-        path = _checked_path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"'{path}' is not there. Name a file that Leace.save wrote.")
-        try:
-            arrays = load(path.read_bytes())
-        except Exception as error:
-            raise ValueError(f"'{path}' cannot be read ({' '.join(str(error).split())}). Fit and save again.") from None
-        return cls.from_state(arrays)
-
     def _require_fitted(self) -> None:
         if not self.fitted:
             raise RuntimeError("transform 'leace' is not fitted; call fit_concepts(features, concepts) first.")
@@ -166,7 +133,8 @@ def _fitted(units: torch.Tensor, targets: torch.Tensor) -> LeaceEraser:
     return LeaceFitter.fit(units, targets, shrinkage=False, constrain_cov_trace=False, svd_tol=_NO_CORRELATION).eraser
 
 
-def _checked_concepts(concepts: npt.ArrayLike, rows: int) -> npt.NDArray[np.int64]:
+def checked_concepts(concepts: npt.ArrayLike, rows: int) -> npt.NDArray[np.int64]:
+    """Return labels (rows, k) as whole numbers; raise ValueError if they are none or fall below -1."""
     labels = np.asarray(concepts)
     if labels.ndim != 2 or len(labels) != rows or not labels.shape[1] or labels.dtype.kind not in "iu":
         raise ValueError(
@@ -189,10 +157,3 @@ def _one_hot(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
             )
         parts.append(np.eye(len(classes))[place])
     return np.concatenate(parts, axis=1)
-
-
-def _checked_path(path: str | Path) -> Path:
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"'{path}' ends in {path.suffix!r}; leace is kept in a .safetensors file.")
-    return path

@@ -110,7 +110,7 @@ def test_leace_leaves_no_linear_trace_of_the_named_attributes_only():
     assert max(correlation(both, values) for values in some.attributes.values()) < 1e-5
     with pytest.raises(ValueError, match="leace has the attribute 'hat'; the labels have: bag, hair"):
         build_defense("leace:attributes=hat").fit(some)
-    with pytest.raises(ValueError, match="no attributes to erase. Give labels"):
+    with pytest.raises(ValueError, match="leace has no attributes to take out. Give labels"):
         build_defense("leace").fit(rows())
 
 

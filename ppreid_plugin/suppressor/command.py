@@ -1,0 +1,96 @@
+"""Command line of the suppressor: ``tools/fit_suppressor.py``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..leakage.inputs import Labeler, load_set
+from ..registry import closest
+from ..report.record import write_json
+from .fitting import SuppressorFit
+from .front import Front, hold_out, suppressor_front
+from .transform import Suppressor
+
+_FIT = SuppressorFit()  # its defaults are those of the flags
+_SETTINGS = ("hidden", "contrast", "distillation", "temperature", "epochs", "batch", "lr", "weight_decay", "seed")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Parser of ``tools/fit_suppressor.py``."""
+    made = argparse.ArgumentParser(
+        description="Fit a small network behind a model, on features of the training split, that suppresses attributes "
+        "and keeps matching. Use it as --transform suppressor:FILE, or privacy.gallery.transform suppressor:FILE. "
+        "With --hold-out, show what each weight costs on people held out, and fit nothing for use.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = made.add_argument
+    add("--train", required=True, help="features of the training split, with attr_<name> or labels given below")
+    add("--attributes", metavar="FILE", help="arrays pids and attr_<name>: labels of people, added by pid")
+    add("--market-attributes", metavar="FILE", help="market_attribute.mat: labels of Market-1501's people")
+    add("--only", nargs="+", metavar="NAME", help="attributes to suppress (all there are, if none is named)")
+    add("--erasure", type=float, nargs="+", default=[_FIT.erasure], metavar="W", help="weight; several: --hold-out")
+    add("--hold-out", type=int, metavar="N", help="training people to judge on, at random; nothing is fitted for use")
+    add("--attack-seeds", type=int, default=1, help="attackers for each figure on people held out")
+    for name in _SETTINGS:
+        value = getattr(_FIT, name)
+        add(f"--{name.replace('_', '-')}", type=type(value), default=value, help="of the fit: docs/suppression.md")
+    add("--out", default="suppressor.safetensors", help="file to write; with --hold-out, .json")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return made
+
+
+def suppressor_command(argv: Sequence[str]) -> Suppressor | Front:
+    """Fit as the command line says and write the transform, or judge weights on people held out.
+
+    Raises:
+        FileNotFoundError: a file or folder that is not there.
+        ValueError: no attributes, an unknown one, numbers out of range; nothing is written then.
+    """
+    args = parser().parse_args(argv)
+    out = Path(args.out)
+    _check_out(out, ".safetensors" if args.hold_out is None else ".json")
+    if args.hold_out is None and len(args.erasure) > 1:
+        raise ValueError(f"--erasure has {len(args.erasure)} weights. Give one, or --hold-out N to choose among them.")
+    settings = {name: getattr(args, name) for name in _SETTINGS}
+    for weight in args.erasure:
+        SuppressorFit(erasure=weight, **settings)
+    rows = Labeler(args.attributes, args.market_attributes, None)(load_set(args.train, ()), "--train")
+    names = _suppressed(args.only, sorted(rows.attributes), args.train)
+    if args.hold_out is not None:
+        train, held_out = hold_out(rows, args.hold_out, args.seed)
+        front = suppressor_front(train, held_out, names, args.erasure, attack_seeds=args.attack_seeds, **settings)
+        write_json({**front.to_json(), "command": ["tools/fit_suppressor.py", *argv]}, out)
+        print(f"On {front.held_out_people} people held out, suppressed: {', '.join(names)}")
+        print(front.table())
+        print(f"Written: '{out}'")
+        return front
+    concepts = np.stack([rows.attributes[name] for name in names], axis=1)
+    fitted = Suppressor(erasure=args.erasure[0], **settings).fit_people(rows.features, rows.pids, concepts)
+    fitted.save(out)
+    last = ", ".join(f"{name} {value:.4g}" for name, value in fitted.losses[-1].items())
+    print(f"Suppressed {', '.join(names)}, fitted on {fitted.fitted_rows} training rows. Losses: {last}")
+    print(f"Written: '{out}'")
+    return fitted
+
+
+def _check_out(out: Path, suffix: str) -> None:
+    if out.suffix != suffix:
+        raise ValueError(f"--out is '{out}', must end in {suffix}.")
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--out is '{out}', whose folder does not exist. Make it first.")
+
+
+def _suppressed(only: Sequence[str] | None, known: list[str], path: str) -> list[str]:
+    if not known:
+        raise ValueError(
+            f"'{path}' has no attributes to suppress. Add arrays attr_<name>, or name labels of people with "
+            "--attributes or --market-attributes."
+        )
+    for name in only or ():
+        if name not in known:
+            raise ValueError(f"--only has {name!r}; --train has: {', '.join(known)}.{closest(name, known)}")
+    return list(only or known)

@@ -1,0 +1,202 @@
+"""How the suppressor is fitted: Re-ID loss, ranking, class means and similarities, on the features themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..aware.contrastive import supervised_contrastive
+from ..dp.arrays import directions, to_rows
+from ..dp.transforms import frozen, normalized
+from ..leakage.erasure import checked_concepts
+from ..progress import track
+from ..suppression.erasure import class_offsets
+
+_SCALE = 16.0  # of the cosines that the Re-ID loss reads
+_SMOOTHING = 0.1
+
+
+class SuppressorNetwork(nn.Module):
+    """W c + V relu(U c + a) + b; starts as the identity.
+
+    Args:
+        columns: d.
+        hidden: h; 0: the linear map alone.
+    """
+
+    def __init__(self, columns: int, hidden: int) -> None:
+        super().__init__()
+        self.linear = nn.Parameter(torch.eye(columns))
+        inner = nn.Linear(columns, max(hidden, 1))
+        self.hidden, self.hidden_bias = nn.Parameter(inner.weight[:hidden].detach()), nn.Parameter(inner.bias[:hidden])
+        self.out = nn.Parameter(torch.zeros(columns, hidden))
+        self.out_bias = nn.Parameter(torch.zeros(columns))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return unit rows (n, d)."""
+        inner = torch.relu(F.linear(rows, self.hidden, self.hidden_bias))
+        return F.normalize(F.linear(rows, self.linear) + F.linear(inner, self.out, self.out_bias), dim=1)
+
+
+class SuppressorFit:
+    r"""Fits the network by Adam with decoupled weight decay and a one-cycle learning rate.
+
+    .. math:: L = L_{id} + \lambda_c L_{con} + \lambda_e \frac1A \sum_a \frac{1}{C_a} \sum_c |m_{ac} - \bar m_a|^2
+              + \lambda_s \frac{1}{B^2} \sum_{ij} (y_i \cdot y_j - c_i \cdot c_j)^2
+
+    over batches of B rows: cross-entropy over the training people by scaled cosines to a learned vector each; the
+    supervised contrastive loss of the batch; the distance of the class means of every attribute, which is 0 where the
+    nearest-mean classifier is at chance; and the similarities that the features had. The first and the second know the
+    training people by heart, so they do not say what suppression destroys of others; the fourth does. The third has no
+    parameters, and needs batches large enough to tell class means from noise: 64 rows fit noise, 1,024 do not.
+
+    Args:
+        hidden: h, at least 0.
+        erasure, contrast, distillation: the weights, at least 0. erasure 0 suppresses nothing: the reference.
+        temperature: of the contrastive loss, in cosines, > 0.
+        epochs, batch: how long, and B >= 2 (all rows where there are fewer).
+        lr, weight_decay: of the optimizer.
+        seed: of the start, and of the order of the rows.
+
+    Raises:
+        ValueError: a number out of range.
+
+    Source:
+        Contrastive loss: Khosla et al., arXiv 2004.11362; similarities: Tung and Mori, arXiv 1907.09682; class means as
+        `ppreid_plugin.suppression.ClassMeanErasure`. Their sum on features is ours.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden: int = 1024,
+        erasure: float = 30.0,
+        contrast: float = 1.0,
+        distillation: float = 50.0,
+        temperature: float = 0.3,
+        epochs: int = 30,
+        batch: int = 1024,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        seed: int = 1,
+    ) -> None:
+        for name, whole, least in (("hidden", hidden, 0), ("epochs", epochs, 1), ("batch", batch, 2)):
+            if isinstance(whole, bool) or not isinstance(whole, int) or whole < least:
+                raise ValueError(f"{name} is {whole!r}, must be a whole number >= {least}.")
+        weights = {"erasure": erasure, "contrast": contrast, "distillation": distillation, "weight_decay": weight_decay}
+        for name, value in weights.items():
+            if not value >= 0:
+                raise ValueError(f"{name} is {value}, must be >= 0.")
+        for name, value in {"temperature": temperature, "lr": lr}.items():
+            if not value > 0:
+                raise ValueError(f"{name} is {value}, must be > 0.")
+        self.hidden, self.epochs, self.batch = hidden, epochs, batch
+        self.erasure, self.contrast, self.distillation = erasure, contrast, distillation
+        self.temperature, self.lr, self.weight_decay, self.seed = temperature, lr, weight_decay, seed
+        self.losses: list[dict[str, float]] = []
+
+    def fit(
+        self, features: np.ndarray | Tensor, pids: npt.ArrayLike | Tensor, concepts: npt.ArrayLike
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        """Return what a `Suppressor` learns, by name.
+
+        Args:
+            features: training rows, (n, d), n >= 2.
+            pids: their people, (n,), whole numbers.
+            concepts: labels, (n, k), -1 where not known.
+
+        Raises:
+            ValueError: shapes that differ, labels that are none, a concept of one class, fewer than two people, nobody
+                with two rows, NaN or infinity (rows are named).
+        """
+        rows, _ = to_rows(features)
+        people = _people(pids, len(rows))
+        labels = torch.from_numpy(_classes(checked_concepts(concepts, len(rows))))
+        unit = directions(rows.double().cpu())[0]
+        mean = unit.mean(0)
+        centered = normalized(unit - mean).float()
+        network = self._trained(centered, people, labels)
+        learned = {name: frozen(value.detach().double().numpy()) for name, value in network.named_parameters()}
+        return {"mean": frozen(mean.numpy()), **learned}
+
+    def _trained(self, rows: Tensor, people: Tensor, labels: Tensor) -> SuppressorNetwork:
+        counts = labels.amax(0) + 1
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = SuppressorNetwork(rows.shape[1], self.hidden)
+        generator = torch.Generator().manual_seed(self.seed)
+        sums = rows.new_zeros(int(people.max()) + 1, rows.shape[1]).index_add(0, people, rows)
+        proxies = nn.Parameter(F.normalize(sums, dim=1))
+        optimizer = torch.optim.AdamW([*network.parameters(), proxies], lr=self.lr, weight_decay=self.weight_decay)
+        steps = self.epochs * len(list(self._batches(len(rows), generator)))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
+        generator.manual_seed(self.seed)
+        self.losses = []
+        for _ in track(range(self.epochs), "suppressor"):
+            total: dict[str, float] = {}
+            taken = list(self._batches(len(rows), generator))
+            for chosen in taken:
+                terms = self._terms(
+                    network(rows[chosen]), rows[chosen], proxies, people[chosen], labels[chosen], counts
+                )
+                optimizer.zero_grad()
+                torch.stack([weight * term for weight, term in terms.values()]).sum().backward()
+                optimizer.step()
+                schedule.step()
+                for name, (_, term) in terms.items():
+                    total[name] = total.get(name, 0.0) + float(term.detach()) / len(taken)
+            self.losses.append(total)
+        return network
+
+    def _terms(
+        self, made: Tensor, given: Tensor, proxies: Tensor, people: Tensor, labels: Tensor, counts: Tensor
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Return weight and loss by name."""
+        scores = _SCALE * made @ F.normalize(proxies, dim=1).T
+        similar = made @ made.T
+        terms = {"identity": (1.0, F.cross_entropy(scores, people, label_smoothing=_SMOOTHING))}
+        if self.contrast and len(people.unique()) < len(people):
+            terms["contrast"] = (self.contrast, supervised_contrastive(similar, people, self.temperature))
+        distances = [
+            class_offsets(made, column, int(count)).square().sum() / int(count)
+            for column, count in zip(labels.T, counts, strict=True)
+        ]
+        terms["erasure"] = (self.erasure, torch.stack(distances).mean())
+        terms["distillation"] = (self.distillation, (similar - given @ given.T).square().mean())
+        return terms
+
+    def _batches(self, rows: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Return the rows' places in random order, all of one length: what does not fill a batch is left out."""
+        size = min(self.batch, rows)
+        order = torch.randperm(rows, generator=generator)
+        return iter(order[: rows // size * size].split(size))
+
+
+def _people(pids: npt.ArrayLike | Tensor, rows: int) -> Tensor:
+    given = pids.detach().cpu().numpy() if isinstance(pids, Tensor) else np.asarray(pids)
+    if given.shape != (rows,) or given.dtype.kind not in "iu":
+        raise ValueError(f"pids has shape {given.shape} of {given.dtype}, must be ({rows},), whole numbers.")
+    people, places = np.unique(given, return_inverse=True)
+    if len(people) < 2 or len(people) == rows:
+        raise ValueError(f"pids names {len(people)} people in {rows} rows; must be at least 2, one of them twice.")
+    return torch.from_numpy(places)
+
+
+def _classes(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return labels with the classes of every column counted from 0; -1 stays."""
+    counted = np.full_like(labels, -1)
+    for column in range(labels.shape[1]):
+        known = labels[:, column] >= 0
+        classes, place = np.unique(labels[known, column], return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(
+                f"concepts column {column} has {len(classes)} class(es) among the rows: nothing to suppress. Leave the "
+                "column out."
+            )
+        counted[known, column] = place
+    return counted

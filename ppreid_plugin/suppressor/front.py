@@ -1,0 +1,140 @@
+"""What suppression costs in matching, weight by weight, on training people that were held out: what to choose by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from ..leakage import LeakageSet, measure_leakage
+from ..retrieval import evaluate
+from .transform import Suppressor
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """Figures at one weight, as fractions.
+
+    Attributes:
+        erasure: the weight; None: the features as they are.
+        rank1, mAP: of the held-out people's images among each other, cosine, their own camera's left out.
+        leakage: by attribute, (attacker - floor) / (attacker on the features as they are - floor); None where these
+            stand too close to the floor.
+    """
+
+    erasure: float | None
+    rank1: float
+    mAP: float  # noqa: N815 (as in the papers)
+    leakage: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Front:
+    """The points, and which attributes were suppressed.
+
+    Attributes:
+        points: the features as they are first, then by weight as given.
+        suppressed: names; the others were never shown to the suppressor.
+        held_out_people, attack_seeds: what was judged on, and by how many attackers each.
+    """
+
+    points: list[FrontPoint]
+    suppressed: list[str]
+    held_out_people: int
+    attack_seeds: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record, ready for JSON."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """Return the points as a table, in percent: mean and largest leakage of what was suppressed, mean of the rest.
+
+        Example:
+            >>> print(Front([FrontPoint(3.0, 0.8, 0.6, {"hat": 0.5, "bag": 0.7})], ["hat"], 9, 1).table())
+              erasure    rank-1    mAP    suppressed    largest    others
+            ---------  --------  -----  ------------  ---------  --------
+                    3      80.0   60.0          50.0       50.0      70.0
+        """
+        lines = []
+        for point in self.points:
+            shares = [
+                [leakage for name, leakage in point.leakage.items() if leakage is not None and wanted(name)]
+                for wanted in (self.suppressed.__contains__, lambda name: name not in self.suppressed)
+            ]
+            figures = [point.rank1, point.mAP, _mean(shares[0]), max(shares[0], default=None), _mean(shares[1])]
+            shown = ["-" if one is None else f"{100 * one:.1f}" for one in figures]
+            lines.append(["none" if point.erasure is None else f"{point.erasure:g}", *shown])
+        headers = ["erasure", "rank-1", "mAP", "suppressed", "largest", "others"]
+        return tabulate(lines, headers=headers, disable_numparse=True, colalign=("right",) * len(headers))
+
+
+def hold_out(rows: LeakageSet, people: int, seed: int) -> tuple[LeakageSet, LeakageSet]:
+    """Return the rows to fit on, and those of ``people`` people drawn at random.
+
+    Raises:
+        ValueError: fewer than 2 people are left on either side.
+    """
+    pids = np.unique(rows.people.pids)
+    if not 2 <= people <= len(pids) - 2:
+        raise ValueError(f"{people} people to hold out of {len(pids)}; must be 2 to {len(pids) - 2}, such as a fifth.")
+    held = np.isin(rows.pids, np.random.default_rng(seed).permutation(pids)[:people])
+    return rows.take(~held), rows.take(held)
+
+
+def suppressor_front(
+    train: LeakageSet,
+    held_out: LeakageSet,
+    suppressed: Sequence[str],
+    weights: Sequence[float],
+    *,
+    attack_seeds: int = 1,
+    resume: str | Path | None = None,
+    **settings: Any,
+) -> Front:
+    """Fit a suppressor for every weight and judge it on people whom it has not seen.
+
+    Fresh attackers (`ppreid_plugin.leakage.AttributesAttack`) learn from the fit's people, from features suppressed and
+    as they are, and are scored on the held-out ones.
+
+    Args:
+        train: rows with attributes to fit on, (n, d).
+        held_out: the same of other people, to judge on.
+        suppressed: names of the attributes to suppress.
+        weights: of the erasure.
+        attack_seeds: attackers each.
+        resume: JSON file that keeps finished attacks.
+        settings: of `SuppressorFit`, but for the weight.
+
+    Raises:
+        ValueError: an attribute that is not there, and what fitting and attacks say.
+    """
+    if missing := sorted(set(suppressed) - set(train.attributes)):
+        raise ValueError(f"the training rows have no attribute {', '.join(missing)}.")
+    concepts = np.stack([train.attributes[name] for name in suppressed], axis=1)
+    points = [FrontPoint(None, *_ranked(held_out), {name: 1.0 for name in held_out.attributes})]
+    for weight in weights:
+        fitted = Suppressor(erasure=weight, **settings).fit_people(train.features, train.pids, concepts)
+        made, judged = (
+            rows.with_features(np.asarray(fitted.transform(rows.features)), clean=rows.features)
+            for rows in (train, held_out)
+        )
+        found = measure_leakage(
+            made, judged, held_out, train, attacks=("attributes",), seeds=attack_seeds, resume=resume
+        ).channels["attributes"]
+        leakage = {name: figure["leakage"] for name, figure in found.items()}
+        points.append(FrontPoint(weight, *_ranked(judged), leakage))
+    return Front(points, list(suppressed), len(np.unique(held_out.people.pids)), attack_seeds)
+
+
+def _ranked(rows: LeakageSet) -> tuple[float, float]:
+    ranking = evaluate(rows.features, rows.features, rows.pids, rows.pids, rows.camids, rows.camids)
+    return ranking.rank1, ranking.mAP
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
