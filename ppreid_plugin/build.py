@@ -273,6 +273,8 @@ def build_engine(cfg: CfgNode) -> Any:
         components=build_components(cfg),
         amp=cfg.train.amp,
         exclude_same_camera=cfg.test.exclude_same_camera,
+        fast_extraction=cfg.test.fast_extraction,
+        feature_cache=cfg.test.feature_cache,
         **arguments,
     )
     if cfg.model.resume:

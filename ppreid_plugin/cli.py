@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from . import arguments, build
+from . import arguments, build, ranks
 from .config import ConfigError, get_default_config, is_config_key, merge_file, merge_options
 from .data.csv_dataset import register_csv_dataset
 from .extraction import extract_command, extract_parser
@@ -152,7 +152,8 @@ def train(argv: Sequence[str]) -> dict[str, Any]:
 def extract_features(argv: Sequence[str]) -> dict[str, Path]:
     """Write the features of a data set's splits as the command line says; return the files by split."""
     cfg, args = parse_config(extract_parser(train_parser()), argv)
-    return extract_command(cfg, args)
+    with ranks.joined(use_gpu=cfg.use_gpu, timeout_s=cfg.train.rank_timeout_s):
+        return extract_command(cfg, args)
 
 
 def run(main: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None) -> int:

@@ -53,6 +53,7 @@ _POSITIVE = (
     "train.batch_size",
     "test.batch_size",
     "train.print_freq",
+    "train.rank_timeout_s",
     "privacy.deid.blocks",
     "privacy.deid.sigma",
     "privacy.deid.scales",
@@ -188,6 +189,11 @@ def check_config(cfg: CfgNode) -> None:
             )
     if any(not isinstance(rank, int) or rank < 1 for rank in cfg.test.ranks):
         raise ConfigError(f"test.ranks is {cfg.test.ranks}, must hold whole numbers >= 1.")
+    if cfg.test.feature_cache and cfg.data.type == "video" and cfg.video.sample_method == "random":
+        raise ConfigError(
+            "test.feature_cache is set with video.sample_method 'random': other frames are drawn each time, so nothing "
+            "can be kept. Set video.sample_method evenly, or test.feature_cache ''."
+        )
     if cfg.test.visrank and not cfg.test.evaluate:
         raise ConfigError("test.visrank is True while training; torchreid draws ranks only with test.evaluate True.")
     fraction = cfg.privacy.validation.ids_fraction

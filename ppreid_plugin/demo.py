@@ -16,7 +16,7 @@ from . import arguments, build
 from .cli import tee
 from .config import check_config, get_default_config, merge_file, set_option
 from .data.pedestrians import NAME, make_pedestrians
-from .evaluation import extract
+from .extracting import extract
 from .report.figures import image_rows, tsne_maps
 from .report.reconstructions import example_reconstructions, run_mark
 from .report.record import environment, result_to_dict, write_json

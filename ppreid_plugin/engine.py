@@ -56,6 +56,8 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
         components: `Component` objects, in order; an adversary that reads the reconstruction comes after its decoder.
         amp: bfloat16 autocast of the model's forward pass.
         exclude_same_camera: evaluation drops gallery rows of the query's pid and camera (the Market-1501 protocol).
+        fast_extraction: evaluation extracts with a copy of the model made for inference (`inference_copy`).
+        feature_cache: folder of `cached_shards`; empty: none. Of a protected gallery nothing is kept there.
 
     Attributes:
         components: as given.
@@ -72,12 +74,16 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
         components: Sequence[Component] = (),
         amp: bool = False,
         exclude_same_camera: bool = True,
+        fast_extraction: bool = False,
+        feature_cache: str = "",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.components = tuple(components)
         self.amp = amp
         self.exclude_same_camera = exclude_same_camera
+        self.fast_extraction = fast_extraction
+        self.feature_cache = feature_cache
         self.results: dict[str, TargetResult] = {}
         self.best: dict[str, float] | None = None
         self._replaying = False

@@ -1,9 +1,8 @@
-"""Evaluation inside the engine: extraction once, exact ranking, and the figures of a protected gallery."""
+"""Evaluation inside the engine: extracted sets, exact ranking, and the figures of a protected gallery."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from tabulate import tabulate
 from torch import Tensor
 
 from .dp.protected import ProtectedGallery, ProtectedRows
-from .progress import track
 from .retrieval import (
     EnrolledResult,
     OpenSetResult,
@@ -29,10 +27,6 @@ from .toolbox import metrics
 
 FPIRS = (0.01, 0.1)  # false positive identification rates of the open-set figures
 _LEAST_PEOPLE = 8  # a quarter of them calibrates the threshold
-
-
-class FeatureError(ValueError):
-    """Extracted features that cannot be used; the message names the images."""
 
 
 @dataclass(frozen=True)
@@ -124,48 +118,6 @@ class TargetResult:
 
     clean: RankingResult
     protected: list[ProtectedResult] = field(default_factory=list)
-
-
-@torch.no_grad()
-def extract(engine: Any, loader: Any, description: str, items: Sequence[Any] = ()) -> Extracted:
-    """Extract a set with the engine's own ``parse_data_for_eval`` and ``extract_features``.
-
-    Args:
-        engine: a torchreid engine in evaluation mode.
-        loader: torchreid data loader.
-        description: what it is, for progress and errors.
-        items: tuples (path(s), ...) in the loader's order, to name images in errors.
-
-    Raises:
-        FeatureError: a feature holds NaN or infinity; the images are named.
-    """
-    features, pids, camids = [], [], []
-    start = time.perf_counter()
-    size = getattr(loader, "batch_size", 1) or 1
-    for data in track(loader, f"Extracting {description}", per_item=size, unit="images"):
-        images, batch_pids, batch_camids = engine.parse_data_for_eval(data)
-        if engine.use_gpu:
-            images = images.cuda()
-        features.append(engine.extract_features(images).float().cpu())
-        pids.extend(batch_pids.tolist())
-        camids.extend(batch_camids.tolist())
-    extracted = Extracted(torch.cat(features), np.asarray(pids), np.asarray(camids))
-    seconds = time.perf_counter() - start
-    count, dim = extracted.features.shape
-    print(f"Extracted {description}: {count} x {dim} in {seconds:.1f} s ({count / max(seconds, 1e-9):.0f} a second)")
-    _check_finite(extracted.features, description, items)
-    return extracted
-
-
-def _check_finite(features: Tensor, description: str, items: Sequence[Any]) -> None:
-    bad = (~torch.isfinite(features).all(1)).nonzero().flatten().tolist()
-    if not bad:
-        return
-    named = [str(items[row][0]) if len(items) == len(features) else f"row {row}" for row in bad[:3]]
-    raise FeatureError(
-        f"features of {description}: {len(bad)} of {len(features)} rows hold NaN or infinity, such as those of "
-        f"{', '.join(named)}. Check the weights (did training diverge?) and these images."
-    )
 
 
 def light_loader(extracted: Extracted) -> dict[str, Tensor]:

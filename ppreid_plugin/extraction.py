@@ -6,22 +6,37 @@ Such files hold *clean* features: they are the unprotected gallery, and are mark
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import build
-from .config import disable_privacy
+from . import build, ranks
+from .config import ConfigError, disable_privacy
 from .data.validation import VALIDATION, training_set_for_features
 from .dp.feature_files import model_fingerprint, save_features
-from .evaluation import Extracted, extract
+from .evaluation import Extracted
+from .extracting import extract
+from .feature_cache import cached_shards, purge
+from .feature_shards import FeatureShards
+from .inference import fast_model
 from .zoo import resolve
 
+# makes the shards of a split from its loader, its items and its name; None: it is extracted in one go
+ShardMaker = Callable[[Any, Sequence[Any], str], FeatureShards | None]
 
-def extract_splits(engine: Any, *, root: str = "", splits: Sequence[str] = ()) -> dict[str, dict[str, np.ndarray]]:
+
+def extract_splits(
+    engine: Any,
+    *,
+    root: str = "",
+    splits: Sequence[str] = (),
+    fast: bool = False,
+    make_shards: ShardMaker | None = None,
+) -> dict[str, dict[str, np.ndarray]]:
     """Extract the splits of an engine's data manager with the test-time transform.
 
     Args:
@@ -29,6 +44,8 @@ def extract_splits(engine: Any, *, root: str = "", splits: Sequence[str] = ()) -
         root: folder that row ids are relative to; empty keeps the loader's paths.
         splits: names of those wanted; none: all. They are ``train``, ``validation`` (all rows of the people held out),
             ``query`` and ``gallery``; the last two with the target's name in front where there are several targets.
+        fast: extract with a copy of the model made for inference (`inference_copy`).
+        make_shards: where a split's features are kept while they are extracted.
 
     Returns:
         For each split ``features`` (n, d) float32, ``pids``, ``camids`` (n,) and ``row_ids`` (n,) text. Training pids
@@ -52,11 +69,18 @@ def extract_splits(engine: Any, *, root: str = "", splits: Sequence[str] = ()) -
     if unknown := sorted(set(splits) - set(loaders)):
         raise ValueError(f"--splits has '{unknown[0]}'; there are: {', '.join(loaders)}.")
     engine.set_model_mode("eval")
-    return {
-        split: _arrays(extract(engine, loader, split, items), items, root)
-        for split, (loader, items) in loaders.items()
-        if not splits or split in splits
-    }
+    with fast_model(engine, fast):
+        return {
+            split: _arrays(
+                extract(
+                    engine, loader, split, items, fast=fast, shards=make_shards and make_shards(loader, items, split)
+                ),
+                items,
+                root,
+            )
+            for split, (loader, items) in loaders.items()
+            if not splits or split in splits
+        }
 
 
 def extract_parser(base: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -65,17 +89,30 @@ def extract_parser(base: argparse.ArgumentParser) -> argparse.ArgumentParser:
     base.add_argument("--out", default="features", help="folder of the files; existing ones are not overwritten")
     base.add_argument("--splits", nargs="+", default=[], help="train, validation, query, gallery; none: all")
     base.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    base.add_argument(
+        "--plain", action="store_true", help="the model as torchreid runs it; else a copy made for inference, faster"
+    )
+    base.add_argument("--purge-cache", action="store_true", help="empty the folder test.feature_cache, and stop")
     return base
 
 
 def extract_command(cfg: Any, args: argparse.Namespace) -> dict[str, Path]:
     """Write ``SPLIT.npz`` for each split into the folder ``--out``; return their paths.
 
+    Under ``torchrun`` each rank extracts its share of the shards, and the first writes the files.
+
     Raises:
         FileExistsError: a file is there already; nothing is extracted then.
+        ConfigError: ``--purge-cache`` without a cache.
     """
-    out = Path(args.out)
+    out, cache = Path(args.out), cfg.test.feature_cache
+    if args.purge_cache:
+        if not cache:
+            raise ConfigError("--purge-cache needs the cache's folder. Append: test.feature_cache FOLDER")
+        print(f"Deleted {purge(cache)} sets of features from '{cache}'")
+        return {}
     cfg.test.evaluate = True
+    protected = cfg.privacy.gallery.enabled
     disable_privacy(cfg)
     if not args.overwrite and (there := sorted(path.name for path in out.glob("*.npz"))):
         wanted = {f"{split}.npz" for split in args.splits} or set(there)
@@ -85,11 +122,27 @@ def extract_command(cfg: Any, args: argparse.Namespace) -> dict[str, Path]:
     model = resolve(cfg.model.load_weights or cfg.model.resume) if cfg.model.load_weights or cfg.model.resume else ""
     fingerprint = model_fingerprint(model) if model else "untrained"
     out.mkdir(parents=True, exist_ok=True)
+    fast = not args.plain
+
+    def make_shards(loader: Any, items: Sequence[Any], split: str) -> FeatureShards | None:
+        kept = bool(cache) and not (protected and (split.endswith("gallery") or split == "validation"))
+        if not kept and ranks.world_size() == 1:
+            return None
+        folder = cache if kept else out / ".shards"  # beside the files that they become
+        return cached_shards(folder, engine, loader, items, split, fast=fast, keep=kept)
+
     written = {}
     for split in args.splits or _names(engine):
-        (arrays,) = extract_splits(engine, root=cfg.data.root, splits=[split]).values()
-        written[split] = save_features(out / f"{split}.npz", arrays, model=fingerprint)
+        (arrays,) = extract_splits(
+            engine, root=cfg.data.root, splits=[split], fast=fast, make_shards=make_shards
+        ).values()
+        written[split] = out / f"{split}.npz"
+        if ranks.is_first():
+            save_features(written[split], arrays, model=fingerprint)
         print(f"Written: '{written[split]}'")
+    if ranks.is_first():
+        with contextlib.suppress(OSError):  # there only if ranks shared it, and then empty
+            (out / ".shards").rmdir()
     print("These files hold clean features, which are the unprotected gallery: keep them as the images themselves.")
     return written
 

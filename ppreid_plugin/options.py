@@ -64,6 +64,7 @@ TORCHREID_OPTIONS: dict[str, tuple[Any, str]] = {
     "train.gamma": (0.1, "factor of a decay"),
     "train.print_freq": (20, "batches between two printed lines"),
     "train.seed": (1, "seed of everything that may be seeded (never of a release)"),
+    "train.rank_timeout_s": (1800.0, "seconds until a process of torchrun that does not answer is given up (ours)"),
     "train.amp": (False, "bfloat16 autocast of the model's forward pass; same as --amp (ours)"),
     "sgd.momentum": (0.9, "momentum of sgd and rmsprop"),
     "sgd.dampening": (0.0, "dampening of sgd"),
@@ -86,6 +87,14 @@ TORCHREID_OPTIONS: dict[str, tuple[Any, str]] = {
     "test.rerank": (False, "k-reciprocal re-ranking (with test.evaluate)"),
     "test.visrank": (False, "pictures of ranked results (with test.evaluate)"),
     "test.visrank_topk": (10, "ranks in these pictures"),
+    "test.fast_extraction": (
+        False,
+        "batch norms folded into convolutions, channels last, float16 on CUDA: same features to rounding (ours)",
+    ),
+    "test.feature_cache": (
+        "",
+        "folder of clean features for the same weights and images, never of a protected gallery ('': none, ours)",
+    ),
     "test.exclude_same_camera": (True, "drop gallery rows of the query's pid and camera; False for one camera (ours)"),
 }
 

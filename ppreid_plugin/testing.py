@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,19 @@ from torch import Tensor
 
 from .autocast import model_autocast
 from .components import Component
-from .data.validation import training_set_for_features
+from .data.validation import VALIDATION, training_set_for_features
 from .dp.protected import ProtectedGallery
 from .evaluation import (
     Extracted,
     TargetResult,
     exact_ranking,
-    extract,
     light_loader,
     protected_result,
     protected_sets,
 )
+from .extracting import extract
+from .feature_cache import cached_shards
+from .inference import fast_model
 
 
 class EvaluationMixin:
@@ -29,6 +32,8 @@ class EvaluationMixin:
 
     components: tuple[Component, ...]
     exclude_same_camera: bool
+    fast_extraction: bool
+    feature_cache: str
     results: dict[str, TargetResult]
     datamanager: Any
     test_loader: dict[str, Any]
@@ -67,10 +72,14 @@ class EvaluationMixin:
         options = dict(bound.arguments)
         self.set_model_mode("eval")  # type: ignore[attr-defined]
         sets = {}
-        with model_autocast(self):
+        with fast_model(self, self.fast_extraction), model_autocast(self):
             for name, loaders in self.test_loader.items():
                 items = self.datamanager.test_dataset[name]
-                sets[name] = {r: extract(self, loaders[r], f"{name} {r}", items[r]) for r in ("query", "gallery")}
+                sets[name] = {
+                    # the validation gallery holds its queries, too
+                    r: self._extract(loaders[r], f"{name} {r}", items[r], gallery=r == "gallery" or name == VALIDATION)
+                    for r in ("query", "gallery")
+                }
             train = self._training_features()
         rank1, rankings = self._replay(sets, options)
         self.results = {name: TargetResult(clean=ranking) for name, ranking in zip(sets, rankings, strict=True)}
@@ -95,7 +104,13 @@ class EvaluationMixin:
         if not fitting:
             return None
         loader = training_set_for_features(self.datamanager, fitting[0].fit_images, fitting[0].seed)
-        return extract(self, loader, "training split (for the public transform)", loader.dataset.data)  # type: ignore[attr-defined]
+        return self._extract(loader, "training split (for the public transform)", loader.dataset.data)  # type: ignore[attr-defined]
+
+    def _extract(self, loader: Any, description: str, items: Sequence[Any], *, gallery: bool = False) -> Extracted:
+        shards = None
+        if self.feature_cache and not (gallery and self.galleries):  # clean rows of what is protected are kept nowhere
+            shards = cached_shards(self.feature_cache, self, loader, items, description, fast=self.fast_extraction)
+        return extract(self, loader, description, items, fast=self.fast_extraction, shards=shards)
 
     def _replay(self, sets: dict[str, dict[str, Extracted]], options: dict[str, Any]) -> tuple[float, list[Any]]:
         """Run torchreid's own ``test`` on features that are there already, with exact ranking in place of its own."""

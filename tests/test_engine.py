@@ -13,7 +13,7 @@ from ppreid_plugin import Component, DeIDDecoder, DPGallery, IdentityAdversary, 
 from ppreid_plugin.components import Trainable
 from ppreid_plugin.data.validation import VALIDATION
 from ppreid_plugin.dp import gaussian_delta
-from ppreid_plugin.evaluation import extract
+from ppreid_plugin.extracting import extract
 from ppreid_plugin.features import FeatureTap, unwrap
 from ppreid_plugin.retrieval import evaluate
 from ppreid_plugin.toolbox import data as torchreid_data

@@ -9,7 +9,7 @@ import torch
 
 from ppreid_plugin import cli, releasing
 from ppreid_plugin.dp.stored import load_release
-from ppreid_plugin.evaluation import extract
+from ppreid_plugin.extracting import extract
 from ppreid_plugin.retrieval import evaluate_enrolled
 
 TARGET = "synthetic_pedestrians"

@@ -76,7 +76,7 @@ def hold_out_people(
     trainset.num_train_pids = datamanager._num_train_pids = len(new_label)
     if build_sampler is None:
         build_sampler = submodule("data.sampler").RandomSampler
-    datamanager.train_loader = _loader_like(loader, trainset, sampler=build_sampler(trainset.train), drop_last=True)
+    datamanager.train_loader = loader_like(loader, trainset, sampler=build_sampler(trainset.train), drop_last=True)
 
     like = next(iter(datamanager.test_loader.values()))["query"]
     datasets = {
@@ -84,7 +84,7 @@ def hold_out_people(
         "gallery": _with_items(trainset, gallery, datamanager),
     }
     datamanager.test_loader = {
-        VALIDATION: {role: _loader_like(like, dataset) for role, dataset in datasets.items()},
+        VALIDATION: {role: loader_like(like, dataset) for role, dataset in datasets.items()},
         **datamanager.test_loader,
     }
     datamanager.test_dataset = {VALIDATION: {"query": query, "gallery": gallery}, **datamanager.test_dataset}
@@ -107,7 +107,7 @@ def training_set_for_features(datamanager: Any, max_images: int = 0, seed: int =
     like = next(iter(datamanager.test_loader.values()))["query"]
     # a loader draws a seed from torch's global generator unless it has one of its own: training must not notice
     generator = torch.Generator().manual_seed(seed)
-    return _loader_like(like, _with_items(trainset, items, datamanager), generator=generator)
+    return loader_like(like, _with_items(trainset, items, datamanager), generator=generator)
 
 
 def _split_query_gallery(items: list[Item], *, exclude_same_camera: bool) -> tuple[list[Item], list[Item]]:
@@ -137,7 +137,8 @@ def _with_items(dataset: Any, items: list[Item], datamanager: Any) -> Any:
     return clone
 
 
-def _loader_like(loader: DataLoader[Any], dataset: Any, **overrides: Any) -> DataLoader[Any]:
+def loader_like(loader: DataLoader[Any], dataset: Any, **overrides: Any) -> DataLoader[Any]:
+    """Return a loader over another data set with the batch size, processes and memory of ``loader``, in order."""
     arguments: dict[str, Any] = {
         "batch_size": loader.batch_size,
         "num_workers": loader.num_workers,
