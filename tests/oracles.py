@@ -50,3 +50,35 @@ def enrolled_ranks(query, gallery, q_pids, g_pids, q_camids, g_camids, *, backgr
         score = {pid: math.fsum(a * b for a, b in zip(probe, row, strict=True)) for pid, row in templates.items()}
         ranks.append(1 + sorted(templates, key=lambda pid: (-score[pid], pid)).index(q_pids[q]))
     return ranks
+
+
+def k_reciprocal(distances, num_query, k1=20, k2=6, lambda_value=0.3):
+    """Re-ranked distances of queries to gallery, from the matrix of all items' distances; neighbors by (d, item)."""
+    items = range(len(distances))
+    squares = [[float(d) ** 2 for d in row] for row in distances]
+    largest = [max(row) or 1.0 for row in squares]
+    nearest = [sorted(items, key=lambda j, row=row: (row[j], j)) for row in squares]
+
+    def reciprocal(i, count):
+        return {j for j in nearest[i][:count] if i in nearest[j][:count]}
+
+    codes = []
+    for i in items:
+        near = reciprocal(i, k1 + 1)
+        members = set(near)
+        for candidate in near:
+            others = reciprocal(candidate, round(k1 / 2) + 1)
+            if 3 * len(others & near) > 2 * len(others):
+                members |= others
+        weights = {j: math.exp(-squares[i][j] / largest[i]) for j in members}
+        codes.append([weights.get(j, 0.0) / math.fsum(weights.values()) if weights else 0.0 for j in items])
+    if k2 > 1:
+        codes = [np.mean([codes[j] for j in nearest[i][:k2]], axis=0).tolist() for i in items]
+    out = []
+    for q in range(num_query):
+        out.append([])
+        for g in items[num_query:]:
+            shared = math.fsum(map(min, codes[q], codes[g]))
+            jaccard = 1 - shared / (2 - shared)
+            out[-1].append((1 - lambda_value) * jaccard + lambda_value * squares[q][g] / largest[q])
+    return np.array(out)

@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from ..retrieval import (
     EnrolledResult,
+    KReciprocal,
     NoMatchError,
     OpenSetResult,
     RankingResult,
@@ -22,7 +23,8 @@ from ..retrieval import (
     evaluate_open_set,
 )
 from ..retrieval.checks import choice, positive_int
-from ..retrieval.ranking import METRICS, PROTOCOLS
+from ..retrieval.distances import METRICS
+from ..retrieval.ranking import PROTOCOLS
 from .evaluate_inputs import Rows, read_rows, with_distractors
 from .record import environment, write_json
 
@@ -50,6 +52,12 @@ def parser() -> argparse.ArgumentParser:
     add("--max-rank", type=int, default=50, help="length of the CMC curve")
     add("--ranks", nargs="+", type=int, default=[1, 5, 10, 20], help="ranks that are printed")
     add("--memory-mb", type=float, default=64.0, help="MiB for scores, beside the features and a copy of them")
+    add("--rerank", action="store_true", help="k-reciprocal re-ranking of the images' figures")
+    add("--k1", type=int, default=KReciprocal.k1, help="of --rerank: neighbors that reciprocal sets are made of")
+    add("--k2", type=int, default=KReciprocal.k2, help="of --rerank: nearest images whose codes are averaged")
+    add(
+        "--lambda-value", type=float, default=KReciprocal.lambda_value, help="of --rerank: share of the distance itself"
+    )
     add("--per-camera", action="store_true", help="figures of each camera's queries too")
     add("--background-pids", nargs="*", type=int, default=[0], help="pids that are no person: never on the list")
     add("--out", metavar="FILE.json", help="file to write")
@@ -60,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
 def evaluate_command(argv: Sequence[str]) -> dict[str, Any]:
     """Evaluate saved features as the command line says: print a table, write JSON, return the record."""
     args = parser().parse_args(argv)
-    _check(args)
+    rerank = _checked(args)
     start = time.perf_counter()
     query = read_rows(args.query, args.query_labels, "--query")
     gallery = read_rows(args.gallery, args.gallery_labels, "--gallery")
@@ -68,9 +76,9 @@ def evaluate_command(argv: Sequence[str]) -> dict[str, Any]:
     if args.distractors:
         nobody = min(0, int(query.pids.min()), int(gallery.pids.min())) - 1
         gallery = with_distractors(gallery, args.distractors, pid=nobody)
-    ranking = _rank(args, query, gallery)
+    ranking = _rank(args, query, gallery, rerank)
     enrolled, open_set = _people(args, query, listed)
-    cameras = _by_camera(args, query, gallery) if args.per_camera else {}
+    cameras = _by_camera(args, query, gallery, rerank) if args.per_camera else {}
     seconds = time.perf_counter() - start
     record: dict[str, Any] = {
         "command": ["tools/evaluate_features.py", *argv],
@@ -80,6 +88,7 @@ def evaluate_command(argv: Sequence[str]) -> dict[str, Any]:
         "columns": gallery.features.shape[1],
         "metric": args.metric,
         "protocol": args.protocol,
+        "rerank": None if rerank is None else dataclasses.asdict(rerank),
         "anonymous": _plain(ranking),
         "enrolled": _plain(enrolled),
         "open_set": _plain(open_set),
@@ -120,7 +129,8 @@ def table(
     return tabulate(shown, headers=[*headers, "queries"], missingval="-", disable_numparse=True)
 
 
-def _check(args: argparse.Namespace) -> None:
+def _checked(args: argparse.Namespace) -> KReciprocal | None:
+    """Return the re-ranking that is asked for, after a look at all options."""
     choice("--metric", args.metric, METRICS)
     choice("--protocol", args.protocol, PROTOCOLS)
     positive_int("--max-rank", args.max_rank)
@@ -129,9 +139,10 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--ranks has {rank}, must be 1 to --max-rank, {args.max_rank}. Give --max-rank {rank}.")
     if args.out and not Path(args.out).absolute().parent.is_dir():
         raise ValueError(f"--out is '{args.out}', whose folder does not exist. Make it first.")
+    return KReciprocal(args.k1, args.k2, args.lambda_value) if args.rerank else None
 
 
-def _rank(args: argparse.Namespace, query: Rows, gallery: Rows) -> RankingResult:
+def _rank(args: argparse.Namespace, query: Rows, gallery: Rows, rerank: KReciprocal | None) -> RankingResult:
     return evaluate(
         query.features,
         gallery.features,
@@ -143,6 +154,7 @@ def _rank(args: argparse.Namespace, query: Rows, gallery: Rows) -> RankingResult
         protocol=args.protocol,
         max_rank=args.max_rank,
         memory_mb=args.memory_mb,
+        rerank=rerank,
     )
 
 
@@ -169,12 +181,19 @@ def _people(args: argparse.Namespace, query: Rows, gallery: Rows) -> tuple[Enrol
     )
 
 
-def _by_camera(args: argparse.Namespace, query: Rows, gallery: Rows) -> dict[int, RankingResult | None]:
+def _by_camera(
+    args: argparse.Namespace, query: Rows, gallery: Rows, rerank: KReciprocal | None
+) -> dict[int, RankingResult | None]:
     """Return the figures of each camera's queries; None for one whose queries match nothing."""
     results: dict[int, RankingResult | None] = {}
     for camid in np.unique(query.camids).tolist():
+        mine = query.camids == camid
+        if rerank is None:
+            queries = query.take(mine)
+        else:  # other cameras' queries count as neighbors, but are nobody
+            queries = Rows(query.features, np.where(mine, query.pids, gallery.pids.max() + 1), query.camids)
         try:
-            results[camid] = _rank(args, query.take(query.camids == camid), gallery)
+            results[camid] = _rank(args, queries, gallery, rerank)
         except NoMatchError:
             results[camid] = None
     return results

@@ -2,11 +2,13 @@
 
 torchreid's ``evaluate_rank`` hands the work to ``evaluate_py``, or to ``evaluate_cy`` where upstream's Cython was
 built, and looks both up in its module when it is called. Replacing these two reaches every place that has
-``evaluate_rank`` by whatever name, in torchreid and in scripts.
+``evaluate_rank`` by whatever name, in torchreid and in scripts. ``re_ranking`` looks nothing up, so it is replaced
+in every module that has imported it.
 """
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy.typing as npt
 
 from ppreid_plugin import toolbox
 from ppreid_plugin.retrieval.ranking import evaluate_distances
+from ppreid_plugin.retrieval.reranking import re_rank_distances
 
 _active: list[Acceleration] = []
 _replaced: list[tuple[ModuleType, str, Any, Any]] = []  # module, name, torchreid's own, ours
@@ -44,7 +47,7 @@ class Acceleration:
 
 
 def accelerate_torchreid() -> Acceleration:
-    """Put our exact ranking into the torchreid that is installed, upstream's or the package index's.
+    """Put our exact ranking and re-ranking into the torchreid that is installed, upstream's or the package index's.
 
     Every ``evaluate_rank`` of torchreid, its engines' included, then computes the same ``(cmc, mAP)`` without a full
     sort and in bounded memory, whether asked to use Cython or not: ``cmc`` in float32, of the smaller of ``max_rank``
@@ -52,6 +55,9 @@ def accelerate_torchreid() -> Acceleration:
     torchreid's order depends on numpy's sort; a query that keeps fewer than ``max_rank`` gallery rows is no error; NaN
     among the distances, or no query with a match, is a ``ValueError`` that says what to do. CUHK03's metric stays
     torchreid's own.
+
+    ``re_ranking`` returns the same distances to rounding, with little memory beside the three matrices that it is
+    given. A module that imports it while ours is in place keeps ours.
 
     Calls may be nested, in any order: torchreid is itself again when the last one is undone.
 
@@ -73,6 +79,10 @@ def accelerate_torchreid() -> Acceleration:
         for name in ("evaluate_py", "evaluate_cy"):  # the second one only where Cython was built
             if hasattr(rank, name):
                 _replace(rank, name, _evaluate_with(getattr(rank, name)))
+        stock = toolbox.submodule("utils.rerank").re_ranking
+        for module in list(sys.modules.values()):
+            if getattr(module, "__dict__", {}).get("re_ranking") is stock:
+                _replace(module, "re_ranking", re_ranking)
     return acceleration
 
 
@@ -86,6 +96,18 @@ def _restore() -> None:
         module, name, stock, ours = _replaced.pop()
         if getattr(module, name, None) is ours:
             setattr(module, name, stock)
+
+
+def re_ranking(
+    q_g_dist: npt.NDArray[np.floating],
+    q_q_dist: npt.NDArray[np.floating],
+    g_g_dist: npt.NDArray[np.floating],
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+) -> npt.NDArray[np.float32]:
+    """Return what torchreid's function of this name returns; see :func:`.re_rank_distances`."""
+    return re_rank_distances(q_g_dist, q_q_dist, g_g_dist, k1, k2, lambda_value)
 
 
 def _evaluate_with(stock: Any) -> Any:

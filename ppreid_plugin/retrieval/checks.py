@@ -43,6 +43,17 @@ def positive_int(name: str, value: object) -> int:
     return int(value)
 
 
+def positive_mebibytes(name: str, value: object) -> float:
+    """Return ``value`` if it is a number > 0.
+
+    Raises:
+        ValueError: anything else (NaN and a bool too).
+    """
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) and value > 0):
+        raise ValueError(f"{name} is {value!r}, must be a number > 0 (MiB). Pass for example {name}=64.")
+    return value
+
+
 def as_matrix(name: str, values: Any) -> torch.Tensor:
     """Return ``values``, (rows, columns), as a detached floating-point tensor on its own device, shared where possible.
 

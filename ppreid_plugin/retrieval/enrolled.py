@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 
 from ppreid_plugin.retrieval.checks import Features, IntArray, Labels, as_feature_pair, as_labels, positive_int
-from ppreid_plugin.retrieval.ranking import NoMatchError, no_match_message, normalize_rows
+from ppreid_plugin.retrieval.distances import normalize_rows
+from ppreid_plugin.retrieval.ranking import NoMatchError, no_match_message
 
 _QUERIES_PER_CHUNK = 1024
 

@@ -26,8 +26,9 @@ from ppreid_plugin.retrieval.checks import (
     positive_int,
     require_finite,
 )
+from ppreid_plugin.retrieval.distances import normalize_rows
 from ppreid_plugin.retrieval.enrolled import by_camera, template_scores, templates_of
-from ppreid_plugin.retrieval.ranking import NoMatchError, no_match_message, normalize_rows
+from ppreid_plugin.retrieval.ranking import NoMatchError, no_match_message
 
 _Scores: TypeAlias = npt.NDArray[np.float64]
 

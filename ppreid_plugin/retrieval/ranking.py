@@ -25,11 +25,13 @@ from ppreid_plugin.retrieval.checks import (
     as_matrix,
     choice,
     positive_int,
+    positive_mebibytes,
     require_finite,
 )
 from ppreid_plugin.retrieval.counting import Matches, positive_ranks
+from ppreid_plugin.retrieval.distances import METRICS, FeatureDistances, normalize_rows
+from ppreid_plugin.retrieval.reranking import KReciprocal, re_ranked_chunks
 
-METRICS = ("cosine", "euclidean")
 PROTOCOLS = ("market1501", "all")
 
 
@@ -82,6 +84,7 @@ def evaluate(
     protocol: str = "market1501",
     max_rank: int = 50,
     memory_mb: float = 64.0,
+    rerank: KReciprocal | None = None,
 ) -> RankingResult:
     r"""Rank the gallery for every query and return CMC, mAP and mINP.
 
@@ -105,6 +108,7 @@ def evaluate(
             them, for data of one camera.
         max_rank: length of the CMC curve.
         memory_mb: MiB for one chunk of scores (at least one query's); beside it, one copy of the features is held.
+        rerank: rank by k-reciprocal re-ranked distances (:func:`.re_rank`), which are not held either.
     Shape:
         features: (num_query, d) and (num_gallery, d). Labels: (num_query,) and (num_gallery,).
 
@@ -124,6 +128,9 @@ def evaluate(
         query_pids, gallery_pids, query_camids, gallery_camids, (len(query), len(gallery)), protocol, max_rank
     )
     step = _queries_per_chunk(memory_mb, query, len(gallery))
+    if rerank is not None:
+        chunks = re_ranked_chunks(FeatureDistances(query, gallery, metric), rerank, memory_mb)
+        return _summarize(((start, np.negative(rows, out=rows)) for start, rows in chunks), matches, protocol, max_rank)
     query, gallery = (normalize_rows(query), normalize_rows(gallery)) if metric == "cosine" else _lift(query, gallery)
     return _summarize(_products(query, gallery, step), matches, protocol, max_rank)
 
@@ -165,17 +172,6 @@ def evaluate_distances(
     return _summarize(chunks, matches, protocol, max_rank)
 
 
-def normalize_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Return every row of (n, d) divided by its L2 norm; zero rows stay zero, no row overflows or underflows."""
-    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    if bool(((norms > 1e-15) & (norms < 1e15)).all()):  # inside, squares stay within float32
-        return rows / norms
-    largest = rows.abs().amax(dim=1, keepdim=True)
-    scaled = rows / torch.where(largest > 0, largest, torch.ones_like(largest))
-    norms = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-    return scaled / torch.where(norms > 0, norms, torch.ones_like(norms))
-
-
 def _lift(query: torch.Tensor, gallery: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Append a column so that the product orders by distance: q.g - |g|²/2 = (|q|² - |q - g|²) / 2."""
     largest = max(float(query.abs().max()), float(gallery.abs().max()))
@@ -194,9 +190,12 @@ def _products(query: torch.Tensor, gallery: torch.Tensor, step: int) -> Iterator
 
 
 def _queries_per_chunk(memory_mb: float, matrix: torch.Tensor, num_gallery: int) -> int:
-    if isinstance(memory_mb, bool) or not (isinstance(memory_mb, (int, float)) and memory_mb > 0):
-        raise ValueError(f"memory_mb is {memory_mb!r}, must be a number > 0 (MiB). Pass for example memory_mb=64.")
-    return int(min(len(matrix), max(1, memory_mb * 2**20 // (num_gallery * matrix.element_size()))))
+    return int(
+        min(
+            len(matrix),
+            max(1, positive_mebibytes("memory_mb", memory_mb) * 2**20 // (num_gallery * matrix.element_size())),
+        )
+    )
 
 
 def _matches(

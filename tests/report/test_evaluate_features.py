@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 import oracles
 from ppreid_plugin import cli
 from ppreid_plugin.report.evaluate_command import evaluate_command
-from ppreid_plugin.retrieval import evaluate_open_set
+from ppreid_plugin.retrieval import evaluate_open_set, re_rank
 
 TOOL = Path(__file__).parents[2] / "tools/evaluate_features.py"
 
@@ -101,6 +101,21 @@ def test_the_euclidean_metric_is_of_images_only(files):
     assert_ranking(record["anonymous"], expected(QUERY, GALLERY, squares))
     assert record["enrolled"] == evaluate_command(files)["enrolled"]
     assert record["anonymous"]["mAP"] != evaluate_command(files)["anonymous"]["mAP"]
+
+
+def test_re_ranking_is_of_images_only_and_sees_all_queries_in_every_camera(files):
+    options = ["--rerank", "--k1", "6", "--k2", "3", "--lambda-value", "0.4"]
+    record = evaluate_command([*files, *options, "--per-camera"])
+    distances = re_rank(QUERY["features"], GALLERY["features"], k1=6, k2=3, lambda_value=0.4)
+    assert_ranking(record["anonymous"], expected(QUERY, GALLERY, distances))
+    for camid in range(3):
+        mine = QUERY["camids"] == camid
+        query = {name: values[mine] for name, values in QUERY.items()}
+        assert_ranking(record["cameras"][str(camid)], expected(query, GALLERY, distances[mine]))
+    plain = evaluate_command([*files, *options[1:]])
+    assert record["enrolled"] == plain["enrolled"]
+    assert record["anonymous"]["mAP"] != plain["anonymous"]["mAP"]
+    assert (record["rerank"], plain["rerank"]) == ({"k1": 6, "k2": 3, "lambda_value": 0.4}, None)
 
 
 def test_every_kind_of_file_gives_the_same_figures(files, tmp_path):
@@ -196,6 +211,7 @@ def broken(tmp_path, name, **changes):
         (["--max-rank", "0"], "--max-rank is 0, must be a whole number >= 1"),
         (["--protocol", "market"], "--protocol is 'market'; allowed: market1501"),
         (["--memory-mb", "0"], "memory_mb is 0.0, must be a number > 0"),
+        (["--rerank", "--lambda-value", "2"], r"lambda_value is 2.0, must lie in \[0, 1\]"),
         (["--out", "no/such/folder.json"], "--out is 'no/such/folder.json', whose folder does not exist"),
         (["--gallery", "{tmp}/none.npz"], "none.npz' is not there"),
         (["--gallery", "{tmp}/none.npy", "--gallery-labels", "{tmp}/l.csv"], "none.npy' is not there"),

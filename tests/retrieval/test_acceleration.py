@@ -1,5 +1,9 @@
 """Stock torchreid with our ranking inside: the same figures from every way in, and itself again afterwards."""
 
+import itertools
+import sys
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
@@ -8,14 +12,15 @@ from ppreid_plugin import build, toolbox
 from ppreid_plugin.retrieval import acceleration
 from ppreid_plugin.retrieval.acceleration import accelerate_torchreid
 from ppreid_plugin.toolbox import engine as torchreid_engine
-from ppreid_plugin.toolbox import metrics, models
+from ppreid_plugin.toolbox import metrics, models, utils
 
-RANK = toolbox.submodule("metrics.rank")
-NAMES = ("evaluate_rank", "evaluate_py", "evaluate_cy", "eval_market1501", "eval_cuhk03", "IS_CYTHON_AVAI")
+RANK, RERANK, ENGINE = (toolbox.submodule(name) for name in ("metrics.rank", "utils.rerank", "engine.engine"))
+NAMES = [(RANK, name) for name in ("evaluate_rank", "evaluate_py", "evaluate_cy", "eval_cuhk03", "IS_CYTHON_AVAI")]
+NAMES += [(metrics, "evaluate_rank"), *((module, "re_ranking") for module in (RERANK, utils, ENGINE))]
 
 
 def state():
-    return {name: getattr(RANK, name, None) for name in NAMES}
+    return [getattr(module, name, None) for module, name in NAMES]
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +28,7 @@ def torchreid_is_itself_again():
     before = state()
     yield
     assert not acceleration._active
-    assert all(state()[name] is before[name] for name in NAMES)
+    assert all(now is then for now, then in zip(state(), before, strict=True))
 
 
 @pytest.fixture
@@ -146,8 +151,36 @@ def test_what_somebody_else_put_there_meanwhile_stays():
     assert found is another
 
 
+def features(seed, count, people=6):
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(np.eye(people)[np.arange(count) % people] + 0.3 * rng.normal(size=(count, people)))
+
+
+@pytest.mark.parametrize("options", [{}, {"k1": 6, "k2": 2, "lambda_value": 0.6}])
+def test_re_ranking_is_ours_wherever_it_was_imported(options):
+    matrices = [
+        metrics.compute_distance_matrix(a, b) for a, b in itertools.product((features(0, 9), features(1, 60)), repeat=2)
+    ]
+    arguments = matrices[1].numpy(), matrices[0], matrices[3]  # as the engine passes them: an array and two tensors
+    stock = utils.re_ranking
+    wanted = stock(*arguments, **options)
+    script, renamed = ModuleType("a_script"), ModuleType("another_script")
+    script.re_ranking = renamed.reference = stock
+    sys.modules.update({"a_script": script, "another_script": renamed})
+    try:
+        with accelerate_torchreid(), accelerate_torchreid():
+            for module in (RERANK, utils, ENGINE, script):
+                assert module.re_ranking is acceleration.re_ranking
+            assert renamed.reference is stock  # another name: kept on purpose
+            np.testing.assert_allclose(ENGINE.re_ranking(*arguments, **options), wanted, rtol=0, atol=1e-6)
+        assert script.re_ranking is stock
+    finally:
+        del sys.modules["a_script"], sys.modules["another_script"]
+
+
+@pytest.mark.parametrize("rerank", [False, True], ids=["", "rerank"])
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_the_engines_output_is_identical(make_cfg, capsys, metric, counted):
+def test_the_engines_output_is_identical(make_cfg, capsys, metric, rerank, counted):
     cfg = make_cfg("train.batch_size", 4)
     torch.manual_seed(0)
     manager = build.build_datamanager(cfg)
@@ -159,9 +192,9 @@ def test_the_engines_output_is_identical(make_cfg, capsys, metric, counted):
         capsys.readouterr()
         if accelerated:
             with accelerate_torchreid():
-                returned.append(engine.test(dist_metric=metric))
+                returned.append(engine.test(dist_metric=metric, rerank=rerank))
         else:
-            returned.append(engine.test(dist_metric=metric))
+            returned.append(engine.test(dist_metric=metric, rerank=rerank))
         printed.append([line for line in capsys.readouterr().out.splitlines() if "sec/batch" not in line])
     assert len(counted) == 1
     assert returned[0] == returned[1]
