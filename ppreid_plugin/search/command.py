@@ -1,0 +1,250 @@
+"""Command line of ``tools/serve_index.py``: build, search, info and delete."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from ppreid_plugin.cli import parse_config, train_parser
+from ppreid_plugin.dp.feature_files import load_truth
+from ppreid_plugin.dp.journal import write_file
+from ppreid_plugin.dp.ledger import Ledger
+from ppreid_plugin.dp.recovery import verify_releases
+from ppreid_plugin.registry import closest, parse_options
+from ppreid_plugin.search.building import BATCH_ROWS, build_index, delete_rows
+from ppreid_plugin.search.generations import leftovers
+from ppreid_plugin.search.hits import Hits, merged
+from ppreid_plugin.search.index import INDEXES, open_index
+from ppreid_plugin.search.people import FUSIONS, search_people
+from ppreid_plugin.search.queries import Queries, image_queries, load_queries
+from ppreid_plugin.search.record import IndexRecord, check_hashes, read_record, size_of
+
+_USAGE = "serve_index.py build | search | info | delete; each with --help"
+_SHOWN_QUERIES = 20  # in the table; --out holds all
+
+
+def serve_command(argv: Sequence[str]) -> Any:
+    """Do what the first word says with the flags after it."""
+    actions: dict[str, Callable[[Sequence[str]], Any]] = {
+        "build": build,
+        "search": search,
+        "info": info,
+        "delete": delete,
+    }
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: {_USAGE}\n\nSearch protected galleries: docs/search.md.")
+        return None
+    if argv[0] not in actions:
+        raise ValueError(f"'{argv[0]}' is no action; there are: {', '.join(actions)}.{closest(argv[0], list(actions))}")
+    return actions[argv[0]](argv[1:])
+
+
+def build(argv: Sequence[str]) -> IndexRecord:
+    """Build an index from a release folder, or bring it up to date."""
+    parser = _parser("build", "Build the index of a release, go on with a build that was stopped, or update an index.")
+    add = parser.add_argument
+    add("--release", required=True, help="folder of a release (tools/release_gallery.py); never clean features")
+    add("--index", required=True, help="folder of the index; made if it is not there")
+    add("--backend", default="exact", metavar="NAME[:KEY=VALUE,...]", help=f"one of {', '.join(INDEXES.names())}")
+    add("--batch-rows", type=int, default=BATCH_ROWS, help="rows a batch; a build that is stopped goes on after it")
+    add("--readmit", type=int, nargs="+", default=[], metavar="PID", help="people deleted once who may come back")
+    add("--ledger", default="", help="check first that the release is what this ledger committed")
+    add("--scope", default="default", help="scope in the ledger")
+    args = parser.parse_args(argv)
+    name, _, rest = args.backend.partition(":")
+    options = parse_options(rest.split(","), what=f"--backend '{args.backend}'", example="storage=float16")
+    if args.ledger:
+        for finding in verify_releases(Ledger(args.ledger, args.scope), [args.release]):
+            print(finding)
+    record = build_index(
+        args.release,
+        args.index,
+        backend=name,
+        options=options,
+        batch_rows=args.batch_rows,
+        readmit=args.readmit,
+    )
+    print(f"Index in '{args.index}'\n{record_text(Path(args.index), record)}")
+    return record
+
+
+def search(argv: Sequence[str]) -> list[tuple[str, Hits]]:
+    """Search one index, or several as shards of one gallery; print a table, and write all hits as JSON if asked."""
+    parser = _search_parser()
+    if "--images" in argv:
+        known = {flag for action in parser._actions for flag in action.option_strings}
+        for action in train_parser()._actions:
+            if action.option_strings and not known & set(action.option_strings):
+                parser._add_action(action)
+        cfg, args = parse_config(parser, argv)
+        queries = image_queries(cfg, args.images)
+    else:
+        args = parser.parse_args(argv)
+        if not args.query:
+            raise ValueError("--query must be given (features), or --images with --config-file and a model.")
+        queries = load_queries(args.query)
+    if args.exclude_camera is not None and not args.people:
+        raise ValueError("--exclude-camera goes with --people. Add --people template.")
+    if args.people == "template" and len(args.index) > 1:
+        raise ValueError("--people template takes one index: a person's rows may lie in several. Say --people best.")
+    shards = [_searched(folder, queries, args) for folder in args.index]
+    found = [
+        (name, merged(parts, args.top, by_person=bool(args.people)))
+        for name, *parts in zip(queries.names, *shards, strict=True)
+    ]
+    records = [read_record(Path(folder)) for folder in args.index]
+    budgets = [_budget_line(record) for record in records if record is not None]
+    print("\n".join(budgets) + "\n" + hits_text(found))
+    if args.out:
+        content = {
+            "command": ["tools/serve_index.py", "search", *argv],
+            "releases": [record.release for record in records if record is not None],
+            "queries": [{"query": name, "hits": _hits_json(hits)} for name, hits in found],
+        }
+        write_file(Path(args.out), (json.dumps(content, indent=1) + "\n").encode("utf-8"), mode=0o600)
+        print(f"Hits written to '{args.out}'")
+    return found
+
+
+def info(argv: Sequence[str]) -> IndexRecord:
+    """Print budget, mechanism, ledger and sizes of an index."""
+    parser = _parser("info", "Print what an index holds, its budget, and what it takes on the disk.")
+    parser.add_argument("--index", required=True, help="folder of the index")
+    parser.add_argument("--verify", action="store_true", help="read all files and compare their SHA-256")
+    parser.add_argument("--json", action="store_true", help="print index.json")
+    args = parser.parse_args(argv)
+    folder = Path(args.index)
+    with open_index(folder) as index:
+        record = index.record
+        if args.verify:
+            check_hashes(folder, record)
+        if args.json:
+            print((folder / "index.json").read_text(encoding="utf-8"), end="")
+        else:
+            print(record_text(folder, record) + ("\nall files are as they were built" if args.verify else ""))
+    return record
+
+
+def delete(argv: Sequence[str]) -> int:
+    """Delete people or rows from an index."""
+    parser = _parser("delete", "Delete people or rows from an index, for good; later builds leave them out.")
+    parser.add_argument("--index", required=True, help="folder of the index")
+    parser.add_argument("--pid", type=int, nargs="+", default=[], help="people")
+    parser.add_argument("--row", nargs="+", default=[], help="rows, by their ids")
+    parser.add_argument("--truth", nargs="+", default=[], metavar="FILE", help="anonymous: the maps of --truth-out")
+    args = parser.parse_args(argv)
+    pids, rows = args.pid, list(args.row)
+    if args.truth:
+        named = load_truth(args.truth)
+        theirs = {pid: [row for row, (of, _) in named.items() if of == pid] for pid in pids}
+        if missing := [pid for pid, found in theirs.items() if not found]:
+            raise ValueError(f"--truth names no row of pid {missing[0]}. Give the map of every append too.")
+        pids, rows = [], [*rows, *(row for found in theirs.values() for row in found)]
+    count = delete_rows(args.index, pids=pids, row_ids=rows)
+    record = read_record(Path(args.index))
+    name = record.release["release"] if record else ""
+    print(
+        f"Deleted {count} rows from '{args.index}'; later builds leave them out.\n"
+        f"The folder of release {name} still holds them. A release is never edited: draw one without these people "
+        f"(tools/release_gallery.py --opt-out PID --new-release), then delete this one (tools/ledger.py purge {name})."
+    )
+    return count
+
+
+def record_text(folder: Path, record: IndexRecord) -> str:
+    """Return what an index is, as lines."""
+    release, generation = record.release, folder / record.generation
+    ledger = release["ledger"]
+    sizes = {name: size_of(generation / name) for name in record.files if (generation / name).exists()}
+    total = sum(sizes.values())
+    level = release["person_level"]
+    lines = [
+        _budget_line(record),
+        f"mechanism: {json.dumps(release['mechanism'])}",
+        f"ledger: scope {ledger['scope']!r}, {ledger['reservation']}, record {ledger['ledger_seq']}, "
+        f"head {ledger['ledger_head']}",
+        f"backend {record.backend}, {json.dumps(record.options)}, metric {record.metric}",
+        f"{record.rows} rows of {record.columns} columns, labels: {', '.join(record.labels) or 'none'}",
+        f"{total} bytes, {total / record.rows:.1f} a row: "
+        + ", ".join(f"{name} {size}" for name, size in sorted(sizes.items(), key=lambda one: -one[1])),
+        f"deleted for good: {len(record.opted_out['pids'])} people, {len(record.opted_out['rows'])} rows by name",
+    ]
+    if level is not None:
+        lines.insert(
+            1,
+            f"person level (delta {level['delta']:g}): epsilon {level['epsilon_at_median']:.4g} at the median of "
+            f"{release['rows_a_person']['median']} rows, {level['epsilon_at_largest']:.4g} at the largest number, "
+            f"{release['rows_a_person']['largest']}",
+        )
+    if found := leftovers(folder):
+        lines.append(f"not in use: {', '.join(found)}, of a build that was stopped or is going on; build finishes it")
+    return "\n".join(lines)
+
+
+def hits_text(found: Sequence[tuple[str, Hits]]) -> str:
+    """Return hits as a table: the first queries only."""
+    rows = []
+    for name, hits in found[:_SHOWN_QUERIES]:
+        for place, score in enumerate(hits.scores):
+            row_id = hits.row_ids[place] if hits.row_ids else "-"
+            pid = "-" if hits.pids is None else int(hits.pids[place])
+            rows.append([name, place + 1, row_id, pid, f"{score:.6f}"])
+    text = tabulate(rows, headers=["query", "rank", "row", "pid", "score"], disable_numparse=True)
+    left = len(found) - _SHOWN_QUERIES
+    return text + (f"\n{left} more queries: --out FILE writes them all" if left > 0 else "")
+
+
+def _search_parser() -> argparse.ArgumentParser:
+    parser = _parser("search", "Search protected galleries for query features, or for images through a model.")
+    add = parser.add_argument
+    add("--index", required=True, nargs="+", help="folder of the index; several are searched as shards of one gallery")
+    add("--query", metavar="FILE", help="clean features of the queries: .npz or .safetensors")
+    add("--images", nargs="+", metavar="PATH", help="query images or folders of them; needs --config-file and a model")
+    add("--top", type=int, default=10, help="hits a query")
+    add("--people", choices=FUSIONS, help="return people, not rows: by template, or by their best row")
+    add("--exclude-camera", type=int, metavar="CAMID", help="with --people: leave out rows of the query's camera")
+    add("--out", default="", help="JSON file of all hits (mode 0600)")
+    return parser
+
+
+def _searched(folder: str, queries: Queries, args: argparse.Namespace) -> list[Hits]:
+    with open_index(folder) as index:
+        queries.warn_of_other_weights(index)
+        rows = index.transform_queries(queries.features)
+        if args.people:
+            return search_people(index, rows, args.top, fuse=args.people, exclude_camera=args.exclude_camera)
+        return index.search(rows, args.top)
+
+
+def _budget_line(record: IndexRecord) -> str:
+    release = record.release
+    return (
+        f"release {release['release']}: {release['mechanism']['mechanism']}, epsilon {release['epsilon']:g}, delta "
+        f"{release['delta']:g} for one {release['unit']} ({release['adjacency']}), {release['protocol']}"
+    )
+
+
+def _hits_json(hits: Hits) -> list[dict[str, Any]]:
+    return [
+        {
+            **({"row_id": hits.row_ids[place]} if hits.row_ids else {}),
+            **({} if hits.pids is None else {"pid": int(hits.pids[place])}),
+            "score": float(score),
+        }
+        for place, score in enumerate(hits.scores)
+    ]
+
+
+def _parser(action: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"serve_index.py {action}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
