@@ -48,7 +48,7 @@ def extract(
     """
     start = time.perf_counter()
     rows = None if shards is None else shards.missing_rows()
-    raw = RawImages.of(loader.dataset) if fast else None
+    raw = RawImages.of(getattr(loader, "dataset", None)) if fast else None
     if raw is not None or rows is not None:
         dataset = loader.dataset if raw is None else raw.dataset
         loader = loader_like(loader, dataset if rows is None else Subset(dataset, rows), generator=loader.generator)

@@ -1,4 +1,4 @@
-"""The copy for inference: the same features to rounding, the model itself untouched, folded only where that is right."""
+"""The copy for inference: the same features to rounding, the model untouched, folded only where that is right."""
 
 import copy
 

@@ -1,0 +1,45 @@
+"""A training step with privacy off against stock torchreid's: the same batch in turn in one run, processor seconds."""
+
+import os
+import statistics
+import time
+
+import torch
+
+from ppreid_plugin import arguments
+from ppreid_plugin.toolbox import engine as torchreid_engine
+from ppreid_plugin.toolbox import models, optim
+
+PAIRS = int(os.environ.get("STEP_PAIRS", "30"))
+
+
+def test_a_step_without_privacy_costs_what_torchreids_costs(make_engine, benchmark):
+    torch.set_num_threads(1)
+    ours = make_engine("data.height", 256, "data.width", 128, "train.batch_size", 32)
+    cfg, manager = ours.cfg, ours.datamanager
+    model = models.build_model(cfg.model.name, manager.num_train_pids, loss=cfg.loss.name, pretrained=False)
+    optimizer = optim.build_optimizer(model, **arguments.optimizer_arguments(cfg))
+    stock = torchreid_engine.ImageSoftmaxEngine(manager, model, optimizer, use_gpu=False)
+    engines = {"torchreid": stock, "ours": ours}
+    batch = next(iter(ours.train_loader))
+    seconds = {name: [] for name in engines}
+
+    def step(name):
+        start = time.process_time()
+        engines[name].forward_backward(batch)
+        seconds[name].append(time.process_time() - start)
+
+    for engine in engines.values():
+        engine.set_model_mode("train")
+        engine.max_epoch = 1
+
+    def pair():
+        for name in engines if len(seconds["ours"]) % 2 else reversed(list(engines)):
+            step(name)
+
+    benchmark.pedantic(pair, rounds=PAIRS, warmup_rounds=2)
+    ratios = [own / plain for plain, own in zip(seconds["torchreid"][2:], seconds["ours"][2:], strict=True)]
+    ratio = statistics.median(ratios)
+    benchmark.extra_info.update({"ours / torchreid, median of pairs": ratio, "pairs": PAIRS})
+    print(f"\na step without privacy costs {ratio:.4f} of torchreid's (median of {PAIRS} pairs)")
+    assert ratio < 1.02
