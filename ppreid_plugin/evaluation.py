@@ -1,10 +1,9 @@
-"""Evaluation inside the engine: extracted sets, exact ranking, and the figures of a protected gallery."""
+"""Evaluation inside the engine: extracted sets, and the figures of a protected gallery."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +18,9 @@ from .retrieval import (
     OpenSetResult,
     RankingResult,
     evaluate,
-    evaluate_distances,
     evaluate_enrolled,
     evaluate_open_set,
 )
-from .toolbox import metrics
 
 FPIRS = (0.01, 0.1)  # false positive identification rates of the open-set figures
 _LEAST_PEOPLE = 8  # a quarter of them calibrates the threshold
@@ -127,43 +124,6 @@ def light_loader(extracted: Extracted) -> dict[str, Tensor]:
         "pid": torch.as_tensor(extracted.pids),
         "camid": torch.as_tensor(extracted.camids),
     }
-
-
-@contextmanager
-def exact_ranking(*, exclude_same_camera: bool = True, max_rank: int = 50) -> Iterator[list[RankingResult]]:
-    """Put our exact ranking in place of torchreid's ``evaluate_rank`` inside the block.
-
-    Same figures; it needs no full sort, accepts galleries smaller than ``max_rank`` and also gives mINP. CUHK03's
-    single-shot metric stays torchreid's own, beside which the full figures are computed.
-
-    Yields:
-        The list that each evaluation's result is appended to.
-    """
-    results: list[RankingResult] = []
-    original = metrics.evaluate_rank
-
-    def evaluate_rank(
-        distmat: np.ndarray,
-        q_pids: np.ndarray,
-        g_pids: np.ndarray,
-        q_camids: np.ndarray,
-        g_camids: np.ndarray,
-        max_rank: int = max_rank,
-        use_metric_cuhk03: bool = False,
-        use_cython: bool = True,
-    ) -> tuple[np.ndarray, float]:
-        protocol = "market1501" if exclude_same_camera else "all"
-        result = evaluate_distances(distmat, q_pids, g_pids, q_camids, g_camids, protocol=protocol, max_rank=max_rank)
-        results.append(result)
-        if use_metric_cuhk03:
-            return original(distmat, q_pids, g_pids, q_camids, g_camids, use_metric_cuhk03=True)
-        return result.cmc, result.mAP
-
-    metrics.evaluate_rank = evaluate_rank
-    try:
-        yield results
-    finally:
-        metrics.evaluate_rank = original
 
 
 def protected_sets(

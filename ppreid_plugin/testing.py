@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from . import ranks
 from .autocast import model_autocast
 from .components import Component
 from .data.validation import VALIDATION, training_set_for_features
@@ -17,7 +18,6 @@ from .dp.protected import ProtectedGallery
 from .evaluation import (
     Extracted,
     TargetResult,
-    exact_ranking,
     light_loader,
     protected_result,
     protected_sets,
@@ -25,6 +25,7 @@ from .evaluation import (
 from .extracting import extract
 from .feature_cache import cached_shards
 from .inference import fast_model
+from .retrieval.engine_ranking import exact_ranking
 
 
 class EvaluationMixin:
@@ -62,11 +63,13 @@ class EvaluationMixin:
         """Evaluate all targets as torchreid does, and beside them each `ProtectedGallery`.
 
         Each image is extracted once. `results` holds all figures; the research noise of the protected gallery is the
-        same draw at each call.
+        same draw at each call. Of several ranks the first evaluates; the others wait for it, and have no `results`.
 
         Returns:
             rank-1 of the last target, unprotected, as a fraction (what torchreid's own ``test`` returns).
         """
+        if not ranks.is_first():
+            return ranks.from_first(0.0)
         bound = inspect.signature(super().test).bind(*args, **kwargs)  # type: ignore[misc]
         bound.apply_defaults()
         options = dict(bound.arguments)
@@ -89,7 +92,7 @@ class EvaluationMixin:
             self._write_reconstructions()
         for name, result in self.results.items():
             print(f"{name}: mINP {result.clean.mINP:.1%}, {result.clean.num_valid_queries} queries with a match")
-        return rank1
+        return ranks.from_first(rank1)
 
     def _write_reconstructions(self) -> None:
         from .report.reconstructions import example_reconstructions, image_grid
@@ -123,7 +126,8 @@ class EvaluationMixin:
         self._replaying = True
         try:
             max_rank = max(50, *options["ranks"])
-            with exact_ranking(exclude_same_camera=self.exclude_same_camera, max_rank=max_rank) as rankings:
+            ranking = {"exclude_same_camera": self.exclude_same_camera, "max_rank": max_rank}
+            with exact_ranking(**ranking, rerank=options["rerank"]) as rankings:
                 rank1 = super().test(**options)  # type: ignore[misc]
         finally:
             self._replaying = False
