@@ -8,6 +8,10 @@ HERE = Path(__file__).parent
 # gdown and six: what it needs is declared here.
 TORCHREID = ["torchreid>=0.2.5", "opencv-python-headless>=4.8", "tensorboard>=2.14", "scipy>=1.11", "gdown>=5.2", "six"]
 
+# search backends: docs/search.md. milvus-lite below 3 keeps files of another format.
+FAISS = ["faiss-cpu>=1.8"]
+MILVUS = ["pymilvus>=2.6", "milvus-lite>=3.1"]
+
 setup(
     name="ppreid_plugin",
     version="0.1.0",
@@ -39,7 +43,12 @@ setup(
     ],
     extras_require={
         "lpips": ["lpips>=0.1.4"],
+        "faiss": FAISS,
+        "milvus": MILVUS,
+        "search": [*FAISS, *MILVUS],
         "test": [
+            *FAISS,
+            *MILVUS,
             "pytest>=8",
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",

@@ -2,6 +2,7 @@
 
 from ppreid_plugin.search.building import build_index, delete_rows
 from ppreid_plugin.search.exact import ExactIndex
+from ppreid_plugin.search.faiss_index import FaissIndex
 from ppreid_plugin.search.hits import Hits, merged
 from ppreid_plugin.search.index import INDEXES, GalleryIndex, open_index, register_index
 from ppreid_plugin.search.people import search_people
@@ -11,6 +12,7 @@ __all__ = [
     "INDEXES",
     "STORAGES",
     "ExactIndex",
+    "FaissIndex",
     "GalleryIndex",
     "Hits",
     "RowStorage",

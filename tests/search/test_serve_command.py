@@ -117,7 +117,7 @@ def test_people_and_shards(here, run):
 
 
 def test_the_ledger_is_asked_first(here, run):
-    code, out, err = run("build", "--release", "release", "--index", "i", "--ledger", "ledger", "--scope", "site")
+    code, _, err = run("build", "--release", "release", "--index", "i", "--ledger", "ledger", "--scope", "site")
     assert code == 0, err
     path = Path("release/manifest.json")
     path.write_text(path.read_text().replace('"controller": ""', '"controller": "x"'))
