@@ -122,7 +122,7 @@ def measure_leakage(
         if drawn is None or drawn[:2] != (side, seed):
             learned, attacked = first[side] if seed == 1 else [_rows(one, seed) for one in sides[side]]
             drawn = (side, seed, learned, attacked, fingerprint(learned, attacked))
-        key = f"{name} {side} {seed} {drawn[4]}" + (f" {given[name]}" if given[name] else "")
+        key = f"{name} {seed} {drawn[4]}" + (f" {given[name]}" if given[name] else "")
         if (run := store.get(key)) is None:
             run = _run(kinds[name](seed=seed, **given[name]), drawn[2], drawn[3])
             store.put(key, run)

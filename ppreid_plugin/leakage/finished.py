@@ -65,5 +65,5 @@ def fingerprint(*sets: LeakageSet) -> str:
             digest.update(f"{name} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
         if rows.images is not None:
             digest.update(rows.images.fingerprint().encode())
-        digest.update(repr(rows.background_pids).encode())
+        digest.update(repr((rows.background_pids, rows.protection is None)).encode())
     return digest.hexdigest()[:32]

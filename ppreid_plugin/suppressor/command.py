@@ -16,7 +16,18 @@ from .front import Front, hold_out, suppressor_front
 from .transform import Suppressor
 
 _FIT = SuppressorFit()  # its defaults are those of the flags
-_SETTINGS = ("hidden", "contrast", "distillation", "temperature", "epochs", "batch", "lr", "weight_decay", "seed")
+_SETTINGS = (
+    "hidden",
+    "identity",
+    "contrast",
+    "distillation",
+    "temperature",
+    "epochs",
+    "batch",
+    "lr",
+    "weight_decay",
+    "seed",
+)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -46,7 +46,8 @@ class SuppressorNetwork(nn.Module):
 class SuppressorFit:
     r"""Fits the network by Adam with decoupled weight decay and a one-cycle learning rate.
 
-    .. math:: L = L_{id} + \lambda_c L_{con} + \lambda_e \frac1A \sum_a \frac{1}{C_a} \sum_c |m_{ac} - \bar m_a|^2
+    .. math:: L = \lambda_i L_{id} + \lambda_c L_{con}
+              + \lambda_e \frac1A \sum_a \frac{1}{C_a} \sum_c |m_{ac} - \bar m_a|^2
               + \lambda_s \frac{1}{B^2} \sum_{ij} (y_i \cdot y_j - c_i \cdot c_j)^2
 
     over batches of B rows: cross-entropy over the training people by scaled cosines to a learned vector each; the
@@ -57,7 +58,7 @@ class SuppressorFit:
 
     Args:
         hidden: h, at least 0.
-        erasure, contrast, distillation: the weights, at least 0. erasure 0 suppresses nothing: the reference.
+        identity, erasure, contrast, distillation: the weights, at least 0. erasure 0 suppresses nothing: the reference.
         temperature: of the contrastive loss, in cosines, > 0.
         epochs, batch: how long, and B >= 2 (all rows where there are fewer).
         lr, weight_decay: of the optimizer.
@@ -75,6 +76,7 @@ class SuppressorFit:
         self,
         *,
         hidden: int = 1024,
+        identity: float = 1.0,
         erasure: float = 30.0,
         contrast: float = 1.0,
         distillation: float = 50.0,
@@ -88,15 +90,15 @@ class SuppressorFit:
         for name, whole, least in (("hidden", hidden, 0), ("epochs", epochs, 1), ("batch", batch, 2)):
             if isinstance(whole, bool) or not isinstance(whole, int) or whole < least:
                 raise ValueError(f"{name} is {whole!r}, must be a whole number >= {least}.")
-        weights = {"erasure": erasure, "contrast": contrast, "distillation": distillation, "weight_decay": weight_decay}
-        for name, value in weights.items():
+        weights = {"identity": identity, "erasure": erasure, "contrast": contrast, "distillation": distillation}
+        for name, value in {**weights, "weight_decay": weight_decay}.items():
             if not value >= 0:
                 raise ValueError(f"{name} is {value}, must be >= 0.")
         for name, value in {"temperature": temperature, "lr": lr}.items():
             if not value > 0:
                 raise ValueError(f"{name} is {value}, must be > 0.")
         self.hidden, self.epochs, self.batch = hidden, epochs, batch
-        self.erasure, self.contrast, self.distillation = erasure, contrast, distillation
+        self.identity, self.erasure, self.contrast, self.distillation = weights.values()
         self.temperature, self.lr, self.weight_decay, self.seed = temperature, lr, weight_decay, seed
         self.losses: list[dict[str, float]] = []
 
@@ -159,7 +161,7 @@ class SuppressorFit:
         """Return weight and loss by name."""
         scores = _SCALE * made @ F.normalize(proxies, dim=1).T
         similar = made @ made.T
-        terms = {"identity": (1.0, F.cross_entropy(scores, people, label_smoothing=_SMOOTHING))}
+        terms = {"identity": (self.identity, F.cross_entropy(scores, people, label_smoothing=_SMOOTHING))}
         if self.contrast and len(people.unique()) < len(people):
             terms["contrast"] = (self.contrast, supervised_contrastive(similar, people, self.temperature))
         distances = [

@@ -1,5 +1,6 @@
 """The battery: figures of several seeds with floors, clean counterparts and leakage; nothing finished runs again."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -112,6 +113,17 @@ def test_an_interrupted_battery_goes_on_where_it_was(counted, tmp_path):
     assert Counted.runs == []
     assert measure(0.5).channels["counted"]["x"]["score"] == pytest.approx(0.502)  # other features are another run
     assert Counted.runs == [1, 2, 3]
+
+
+def test_features_that_are_their_own_reference_are_attacked_once(counted):
+    def measure(test):
+        return measure_leakage(constant(0.0), test, constant(0.6), constant(0.0), attacks=["counted"], seeds=2)
+
+    same = measure(constant(0.6))
+    assert Counted.runs == [1, 2]
+    assert same.channels["counted"]["x"]["leakage"] == pytest.approx(1.0)
+    measure(dataclasses.replace(constant(0.6), protection="stated"))  # attackers may use what is stated
+    assert Counted.runs == [1, 2, 1, 1, 2, 2]
 
 
 def test_options_reach_the_attack_and_are_another_run(counted, tmp_path):
