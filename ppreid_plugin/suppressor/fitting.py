@@ -81,7 +81,7 @@ class SuppressorFit:
         contrast: float = 1.0,
         distillation: float = 50.0,
         temperature: float = 0.3,
-        epochs: int = 30,
+        epochs: int = 15,
         batch: int = 1024,
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
