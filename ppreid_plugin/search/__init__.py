@@ -5,6 +5,7 @@ from ppreid_plugin.search.exact import ExactIndex
 from ppreid_plugin.search.faiss_index import FaissIndex
 from ppreid_plugin.search.hits import Hits, merged
 from ppreid_plugin.search.index import INDEXES, GalleryIndex, open_index, register_index
+from ppreid_plugin.search.milvus_index import MilvusIndex
 from ppreid_plugin.search.people import search_people
 from ppreid_plugin.search.storage import STORAGES, RowStorage, register_storage
 
@@ -15,6 +16,7 @@ __all__ = [
     "FaissIndex",
     "GalleryIndex",
     "Hits",
+    "MilvusIndex",
     "RowStorage",
     "build_index",
     "delete_rows",

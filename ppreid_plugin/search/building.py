@@ -136,9 +136,15 @@ def delete_rows(
             index.erase(doomed)
             replace(current, opted_out=out, rows=index.count()).write(folder)
             return len(doomed)
-        left = index.count() - len(doomed)
-        record = replace(current, opted_out=out, rows=left, generation=next_generation(current), files={})
         source = IndexSource(index, doomed)
+        record = replace(
+            current,
+            generation=next_generation(current),
+            options=type(index).checked_options(_asked(current.options), source),
+            rows=source.rows,
+            opted_out=out,
+            files={},
+        )
         manifest = (index.generation / MANIFEST).read_bytes()
         _write(folder, current, record, source, index.public, manifest, batch_rows, before_discard=index.close)
         return len(doomed)
@@ -166,7 +172,7 @@ def _write(
     if fits and journal.plan is not None:
         record = replace(record, options=journal.plan["options"])  # names that were drawn by the first try
     clean(folder, keep=record.generation if fits else "")
-    writer = kind.writer(generation, record.options, source, _public_metadata(record))
+    writer = kind.writer(generation, record.options, source, _public_metadata(record), _replaced(current, record))
     if not fits or not journal.rows or not writer.resume(journal.rows):
         shutil.rmtree(generation, ignore_errors=True)
         generation.mkdir()
@@ -247,6 +253,10 @@ def _asked(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _public_metadata(record: IndexRecord) -> dict[str, Any]:
     return {"metric": record.metric, **record.release}
+
+
+def _replaced(current: IndexRecord | None, record: IndexRecord) -> dict[str, Any] | None:
+    return current.options if current is not None and current.backend == record.backend else None
 
 
 def _labels(source: RowSource) -> tuple[str, ...]:

@@ -76,7 +76,12 @@ class ExactIndex(StoredRowsIndex):
 
     @classmethod
     def writer(
-        cls, folder: Path, options: Mapping[str, Any], source: RowSource, metadata: Mapping[str, Any]
+        cls,
+        folder: Path,
+        options: Mapping[str, Any],
+        source: RowSource,
+        metadata: Mapping[str, Any],
+        replaces: Mapping[str, Any] | None = None,
     ) -> IndexWriter:
         """Return the writer of the columns."""
         return ExactWriter(folder, build_storage(options["storage"], source.columns, source.table), source)

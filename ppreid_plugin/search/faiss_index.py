@@ -124,7 +124,12 @@ class FaissIndex(StoredRowsIndex):
 
     @classmethod
     def writer(
-        cls, folder: Path, options: Mapping[str, Any], source: RowSource, metadata: Mapping[str, Any]
+        cls,
+        folder: Path,
+        options: Mapping[str, Any],
+        source: RowSource,
+        metadata: Mapping[str, Any],
+        replaces: Mapping[str, Any] | None = None,
     ) -> IndexWriter:
         """Return the writer of rows and graph."""
         return FaissWriter(folder, build_storage(options["storage"], source.columns, None), source, options)

@@ -80,9 +80,22 @@ class GalleryIndex(ABC):
     @classmethod
     @abstractmethod
     def writer(
-        cls, folder: Path, options: Mapping[str, Any], source: RowSource, metadata: Mapping[str, Any]
+        cls,
+        folder: Path,
+        options: Mapping[str, Any],
+        source: RowSource,
+        metadata: Mapping[str, Any],
+        replaces: Mapping[str, Any] | None = None,
     ) -> IndexWriter:
-        """Return what writes the rows of ``source`` into the generation ``folder``; ``metadata`` goes with them."""
+        """Return what writes the rows of ``source`` into a generation.
+
+        Args:
+            folder: the generation's.
+            options: as :meth:`checked_options` returned them.
+            source: the rows.
+            metadata: budget, mechanism and ledger, for backends that others read too.
+            replaces: options of the generation that this one takes the place of, if it is of the same backend.
+        """
 
     @abstractmethod
     def batches(self, start: int, size: int) -> Iterator[RowBatch]:

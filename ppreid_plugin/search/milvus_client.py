@@ -1,0 +1,94 @@
+"""Connections to Milvus: an embedded file (milvus-lite) or a server by URI and token, with time limits on all calls."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+TOKEN = "MILVUS_TOKEN"  # noqa: S105  (the name of the variable that holds it)
+CALL_S = 60.0  # a call to a server that answered once
+
+_FIX = f"Check uri= and the environment variable {TOKEN}, and that the server runs."
+
+
+class MilvusConnection:
+    """A client with time limits; errors name the place and what to do.
+
+    Args:
+        place: path of an embedded file (``.db``), or a server's URI. Its token is read from ``MILVUS_TOKEN``.
+        timeout_s: how long to wait for a server's first answer.
+
+    Raises:
+        ImportError: pymilvus or milvus-lite is not installed.
+        ConnectionError: no answer in time, or the embedded file is open in another process.
+    """
+
+    def __init__(self, place: str, timeout_s: float) -> None:
+        self._place, self._embedded = place, "://" not in place
+        milvus = import_pymilvus(embedded=self._embedded)
+        for name in ("pymilvus", "milvus_lite"):  # they log what is raised too, with tracebacks
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self.types = milvus.DataType
+        token = "" if self._embedded else os.environ.get(TOKEN, "")
+        try:
+            self.client: Any = milvus.MilvusClient(place, token=token, timeout=timeout_s)
+        except milvus.MilvusException as error:
+            if self._embedded:
+                raise ConnectionError(
+                    f"'{place}' cannot be opened ({_line(error)}). One process at a time may have it open: is another "
+                    "one searching? Many searching at once need a server: --backend milvus:uri=http://HOST:19530"
+                ) from None
+            raise ConnectionError(f"Milvus at {place} does not answer within {timeout_s:g} s. {_FIX}") from None
+        self._error: type[Exception] = milvus.MilvusException
+
+    def call(self, name: str, *arguments: Any, **more: Any) -> Any:
+        """Call a method of the client with the time limit.
+
+        Raises:
+            ConnectionError: it failed, or took too long.
+        """
+        with self._named():
+            return getattr(self.client, name)(*arguments, timeout=CALL_S, **more)
+
+    def count(self, collection: str, below: int | None = None) -> int:
+        """Return how many rows of a collection there are, or have a number below ``below``."""
+        limit = "" if below is None else f"number < {below}"
+        return int(self.call("query", collection, filter=limit, output_fields=["count(*)"])[0]["count(*)"])
+
+    def close(self) -> None:
+        """Let go of the server, or of the embedded file, so that another process can open it."""
+        self.client.close()
+        if self._embedded:
+            importlib.import_module("milvus_lite.server_manager").server_manager_instance.release_server(self._place)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except self._error as error:
+            raise ConnectionError(f"Milvus at {self._place} failed: {_line(error)}. {_FIX}") from None
+
+
+def import_pymilvus(*, embedded: bool) -> Any:
+    """Return the library, after checking that what an embedded file needs is there too.
+
+    Raises:
+        ImportError: one of them is not installed.
+    """
+    try:
+        if embedded:
+            importlib.import_module("milvus_lite")
+        return importlib.import_module("pymilvus")
+    except ImportError as error:
+        raise ImportError(
+            f"the Milvus index needs pymilvus and milvus-lite ({error}). Install them with: "
+            "pip install 'ppreid_plugin[milvus]'"
+        ) from None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,196 @@
+"""The Milvus backend: an embedded file inside the index (milvus-lite), or a collection on a server.
+
+Rows go into a collection of their own for every build, under their row id; on a server the name that others search by
+is an *alias*, which moves to the new collection at the end. Budget, mechanism and ledger are properties of the
+collection (``ppreid.*``). Hits come back with their vectors and are scored again in float64, as in the other backends.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ppreid_plugin.registry import closest
+from ppreid_plugin.retrieval.checks import choice, positive_int
+from ppreid_plugin.search.hits import Hits, best, decode_names, encode_names
+from ppreid_plugin.search.index import GalleryIndex, IndexWriter, register_index
+from ppreid_plugin.search.milvus_client import MilvusConnection, import_pymilvus
+from ppreid_plugin.search.milvus_writer import DATABASE, MOST_HITS, NUMBERS, MilvusWriter, place_of, rows_a_call
+from ppreid_plugin.search.record import IndexRecord
+from ppreid_plugin.search.source import RowBatch, RowSource
+from ppreid_plugin.search.storage import dot_products
+
+KINDS = ("flat", "hnsw", "ivf_flat")
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+_MARGIN = 16  # hits beyond the asked ones: float32 may swap near ones
+_QUERIES_A_CALL = 64
+
+
+@register_index("milvus")
+class MilvusIndex(GalleryIndex):
+    """Searches with Milvus.
+
+    Options:
+        uri: ``http://HOST:PORT`` of a server; left out: an embedded file inside the index. A token is never stored:
+            it is read from the environment variable ``MILVUS_TOKEN``.
+        collection: name that the server's other clients search by (an alias).
+        kind: ``flat`` (default, exact), ``hnsw`` or ``ivf_flat``.
+        links, ef_construction, ef_search: hnsw: neighbors a row, breadth of the search while building and searching.
+        lists, probes: ivf_flat: number of lists, and of those read a query.
+        timeout_s: seconds to wait for a server's first answer.
+    """
+
+    name = "milvus"
+
+    def __init__(self, folder: Path, record: IndexRecord) -> None:
+        super().__init__(folder, record)
+        options = record.options
+        self._collection: str = options["_collection"]
+        self._connection = MilvusConnection(place_of(self.generation, options), options["timeout_s"])
+        if not self._connection.call("has_collection", self._collection):
+            self.close()
+            raise ValueError(
+                f"collection {self._collection!r} is not at '{options['uri'] or DATABASE}': deleted, or another "
+                "server. Build the index again."
+            )
+        self._connection.call("load_collection", self._collection)
+
+    @classmethod
+    def checked_options(cls, options: Mapping[str, Any], source: RowSource) -> dict[str, Any]:
+        """Return all options, and the name of a new collection; the server is asked whether it is there."""
+        kind = choice("kind", options.get("kind", "flat"), KINDS)
+        numbers = {name: one[1] for name, one in NUMBERS.items() if kind in one[0]}
+        allowed = ["uri", "collection", "kind", "timeout_s", *numbers]
+        if unknown := [name for name in options if name not in allowed]:
+            raise ValueError(
+                f"--backend milvus:kind={kind} has '{unknown[0]}'; allowed: {', '.join(allowed)}."
+                f"{closest(unknown[0], allowed)}"
+            )
+        numbers = {name: positive_int(name, options.get(name, default)) for name, default in numbers.items()}
+        uri, collection = str(options.get("uri", "")), options.get("collection", "gallery")
+        if uri and not uri.startswith(("http://", "https://")):
+            raise ValueError(f"uri is {uri!r}, must be http://HOST:PORT or https://HOST:PORT; left out: a file.")
+        if not (isinstance(collection, str) and _NAME.fullmatch(collection)):
+            raise ValueError(f"collection is {collection!r}, must be letters, digits and '_', a letter first.")
+        timeout = options.get("timeout_s", 3.0)
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < 1e6:
+            raise ValueError(f"timeout_s is {timeout!r}, must be a number of seconds > 0.")
+        import_pymilvus(embedded=not uri)
+        if uri:
+            MilvusConnection(uri, float(timeout)).close()
+        drawn = {"_collection": f"{collection}_{secrets.token_hex(4)}", "_rows": source.rows}
+        return {"uri": uri, "collection": collection, "kind": kind, "timeout_s": float(timeout), **numbers, **drawn}
+
+    @classmethod
+    def writer(
+        cls,
+        folder: Path,
+        options: Mapping[str, Any],
+        source: RowSource,
+        metadata: Mapping[str, Any],
+        replaces: Mapping[str, Any] | None = None,
+    ) -> IndexWriter:
+        """Return the writer of a new collection."""
+        return MilvusWriter(folder, options, source, metadata, replaces)
+
+    @classmethod
+    def discard(cls, folder: Path, options: Mapping[str, Any]) -> None:
+        """Drop the collection from the server."""
+        if options["uri"]:
+            connection = MilvusConnection(options["uri"], options["timeout_s"])
+            try:
+                connection.call("drop_collection", options["_collection"])
+            finally:
+                connection.close()
+
+    def count(self) -> int:
+        """Return how many rows the collection holds."""
+        return self._connection.count(self._collection)
+
+    @property
+    def erases_in_place(self) -> bool:
+        """On a server, which compacts; milvus-lite only marks rows as deleted, so there they get a new generation."""
+        return bool(self.record.options["uri"])
+
+    def erase(self, row_ids: Collection[str]) -> None:
+        """Delete rows, and ask the server to rewrite the segments that hold them."""
+        ids = sorted(row_ids)
+        for first in range(0, len(ids), 1000):
+            self._connection.call("delete", self._collection, ids=ids[first : first + 1000])
+        self._connection.call("flush", self._collection)
+        self._connection.call("compact", self._collection)
+
+    def properties(self) -> dict[str, Any]:
+        """Return what the collection itself says of budget, mechanism and ledger, for other clients."""
+        stored = self._connection.call("describe_collection", self._collection)["properties"]
+        return {
+            name.removeprefix("ppreid."): json.loads(value)
+            for name, value in dict(stored).items()
+            if name.startswith("ppreid.")
+        }
+
+    def batches(self, start: int, size: int) -> Iterator[RowBatch]:
+        """Yield the rows by their numbers, in windows that fit a call; rows that were erased leave gaps."""
+        window = min(size, rows_a_call(self.record.columns))
+        for first in range(start, self.record.options["_rows"], window):
+            limits = f"number >= {first} and number < {first + window}"
+            found = self._connection.call(
+                "query", self._collection, filter=limits, output_fields=["row_id", "vector", *_fields(self.record)]
+            )
+            if found:
+                yield _batch(sorted(found, key=lambda row: row["number"]), self.record)
+
+    def close(self) -> None:
+        """Close the connection, and the embedded file."""
+        self._connection.close()
+
+    def _search(self, queries: npt.NDArray[np.float64], top: int) -> list[Hits]:
+        options = self.record.options
+        asked = {one[2]: options[name] for name, one in NUMBERS.items() if name in options and one[3]}
+        limit = min(top + _MARGIN, MOST_HITS, len(self))
+        if "ef" in asked:
+            asked["ef"] = max(asked["ef"], limit)
+        hits: list[Hits] = []
+        for first in range(0, len(queries), _QUERIES_A_CALL):
+            some = queries[first : first + _QUERIES_A_CALL]
+            found = self._connection.call(
+                "search",
+                self._collection,
+                data=list(some.astype(np.float32)),
+                limit=limit,
+                search_params={"metric_type": "COSINE", "params": asked},
+                output_fields=["row_id", "vector", *_fields(self.record)],
+            )
+            hits += [
+                self._rescored(query, [hit["entity"] for hit in one], top)
+                for query, one in zip(some, found, strict=True)
+            ]
+        return hits
+
+    def _rescored(self, query: npt.NDArray[np.float64], rows: list[dict[str, Any]], top: int) -> Hits:
+        batch = _batch(rows, self.record)
+        numbers = np.array([row["number"] for row in rows], dtype=np.int64)
+        scores = dot_products(torch.from_numpy(batch.features).double(), torch.from_numpy(query))
+        order = {number: place for place, number in enumerate(numbers.tolist())}
+        scores, numbers = best(scores, numbers, top)
+        kept = batch.take(np.array([order[number] for number in numbers.tolist()], dtype=np.int64))
+        return Hits(decode_names(kept.row_ids), kept.pids, scores, numbers, kept.camids)
+
+
+def _fields(record: IndexRecord) -> list[str]:
+    return ["number", *(name.removesuffix("s") for name in record.labels)]
+
+
+def _batch(rows: list[dict[str, Any]], record: IndexRecord) -> RowBatch:
+    labels = {name: np.array([row[name.removesuffix("s")] for row in rows], dtype=np.int64) for name in record.labels}
+    features = np.array([row["vector"] for row in rows], dtype=np.float32).reshape(len(rows), record.columns)
+    return RowBatch(encode_names([row["row_id"] for row in rows]), features, **labels)

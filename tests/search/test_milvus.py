@@ -1,0 +1,342 @@
+"""The Milvus backend on milvus-lite: embedded, and as a server that is reached by its URI."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import time
+
+import numpy as np
+import pytest
+from search_cases import ArraySource, gallery, index_of, naive, release, subset
+
+from ppreid_plugin.dp.stored import load_release
+from ppreid_plugin.search import build_index, building, delete_rows, open_index, search_people
+from ppreid_plugin.search.index import INDEXES
+from ppreid_plugin.search.milvus_client import MilvusConnection
+from ppreid_plugin.search.milvus_writer import rows_a_call
+from ppreid_plugin.search.record import read_record
+
+pytest.importorskip("pymilvus")
+pytest.importorskip("milvus_lite")
+
+RNG = np.random.default_rng(31)
+ROWS = RNG.normal(size=(400, 16))
+QUERIES = RNG.normal(size=(9, 16))
+SOURCE = ArraySource(ROWS, pids=np.arange(400) // 4, camids=np.arange(400) % 3)
+KINDS = {"flat": ({}, 1.0), "hnsw": ({"links": 16}, 0.97), "ivf_flat": ({"lists": 8, "probes": 8}, 0.97)}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Two releases of an enrolled gallery and one of symbols."""
+    folder = tmp_path_factory.mktemp("drawn")
+    release(folder, out="first")
+    release(folder, out="second", name="b")
+    release(folder, gallery(people=7, rows=3, seed=4), out="symbols", name="c", mechanism=subset())
+    return folder
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The URI of a server in a thread of this process, over files of its own."""
+    from milvus_lite.adapter.grpc.server import start_server_in_thread
+
+    running, files, port = start_server_in_thread(str(tmp_path / "server"), host="127.0.0.1", port=0)
+    yield f"http://127.0.0.1:{port}"
+    running.stop(grace=0)
+    files.close()
+
+
+def collections(uri):
+    connection = MilvusConnection(uri, 3.0)
+    found = {name: connection.call("list_aliases", name)["aliases"] for name in connection.call("list_collections")}
+    connection.close()
+    return found
+
+
+def names(folder):
+    with open_index(folder) as index:
+        return [name.decode() for batch in index.batches(0, 5) for name in batch.row_ids]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_found_has_the_exact_score_and_order(tmp_path, kind):
+    options, least = KINDS[kind]
+    with index_of(tmp_path / "i", SOURCE, "milvus", kind=kind, **options) as index:
+        found = index.search(QUERIES, 10)
+        right = 0
+        for hits, query, (order, _) in zip(found, QUERIES, naive(SOURCE.features, QUERIES, 10), strict=True):
+            exact = naive(SOURCE.features[hits.numbers], query[None], 10)[0][1]
+            np.testing.assert_allclose(hits.scores, exact, atol=1e-14)
+            assert hits.row_ids == tuple(f"r{number}" for number in hits.numbers)
+            assert hits.pids.tolist() == (hits.numbers // 4).tolist()
+            assert hits.camids.tolist() == (hits.numbers % 3).tolist()
+            right += len(set(order) & set(hits.numbers.tolist()))
+        assert right / 90 >= least
+        rows = np.concatenate([batch.features for batch in index.batches(0, 37)])
+        np.testing.assert_array_equal(rows, SOURCE.features)
+
+
+def test_equal_rows_come_in_row_order(tmp_path):
+    source = ArraySource(ROWS[np.repeat(np.arange(20), 3)])
+    with index_of(tmp_path / "i", source, "milvus") as index:
+        for hits, (order, _) in zip(index.search(QUERIES, 9), naive(source.features, QUERIES, 9), strict=True):
+            assert hits.numbers.tolist() == order
+
+
+@pytest.mark.parametrize("where", ["embedded", "server"])
+def test_build_update_delete_and_people(tmp_path, drawn, server, where):
+    options = {"uri": server} if where == "server" else {}
+
+    def build(name, **more):
+        build_index(drawn / name, tmp_path / "exact", **more)
+        return build_index(drawn / name, tmp_path / "i", backend="milvus", options=options, batch_rows=7, **more)
+
+    def compare():
+        with open_index(tmp_path / "i") as index, open_index(tmp_path / "exact") as exact:
+            assert index.count() == len(index) == len(exact)
+            queries = exact.transform_queries(np.random.default_rng(len(index)).normal(size=(5, 12)))
+            pairs = [(index.search(queries, 11), exact.search(queries, 11))]
+            for fuse in ("best", "template"):
+                pairs.append([search_people(one, queries, 4, fuse=fuse) for one in (index, exact)])
+            for found, expected in pairs:
+                for one, other in zip(found, expected, strict=True):
+                    assert one.row_ids == other.row_ids
+                    assert one.pids.tolist() == other.pids.tolist()
+                    np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)
+            told = index.properties()
+            assert (told["release"], told["epsilon"]) == (
+                exact.record.release["release"],
+                exact.record.release["epsilon"],
+            )
+            assert told["ledger"] == exact.record.release["ledger"]
+
+    build("first")
+    compare()
+    assert build("first").generation == "rows-0001"  # nothing to do
+    assert [delete_rows(tmp_path / one, pids=[3], row_ids=["p1_1"]) for one in ("i", "exact")] == [5, 5]
+    compare()
+    assert names(tmp_path / "i") == names(tmp_path / "exact")
+    assert not any(name.startswith("p3_") for name in names(tmp_path / "i"))
+    assert delete_rows(tmp_path / "i", pids=[3]) == 0
+    build("second")
+    compare()
+    assert len(names(tmp_path / "i")) == 19
+    build("symbols")
+    compare()
+    build("symbols", readmit=[3])
+    compare()
+    left = [path.name for path in (tmp_path / "i").iterdir() if path.is_dir()]
+    assert left == [read_record(tmp_path / "i").generation]
+    if where == "server":
+        assert collections(server) == {read_record(tmp_path / "i").options["_collection"]: ["gallery"]}
+
+
+def test_deleted_rows_leave_the_disk_of_an_embedded_index(tmp_path, drawn):
+    build_index(drawn / "first", tmp_path / "i", backend="milvus")
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def on_disk():
+        tables = [parquet.read_table(path) for path in sorted((tmp_path / "i").rglob("*.parquet"))]
+        assert tables
+        return {name for table in tables if "row_id" in table.column_names for name in table["row_id"].to_pylist()}
+
+    assert on_disk() == set(load_release(drawn / "first").row_ids)
+    delete_rows(tmp_path / "i", pids=[3])
+    assert on_disk() == {name for name in load_release(drawn / "first").row_ids if not name.startswith("p3_")}
+    for path in (tmp_path / "i").rglob("*"):  # what is not compressed: logs of writes
+        assert path.is_dir() or b"p3_1" not in path.read_bytes()
+
+
+def test_a_name_on_the_server_that_is_not_ours_is_left_alone(tmp_path, drawn, server):
+    options = {"uri": server, "collection": "shared"}
+    build_index(drawn / "first", tmp_path / "i", backend="milvus", options=options)
+    before = collections(server)
+    with pytest.raises(
+        ValueError, match="the name 'shared' belongs to collection 'shared_.*' on this server, which is not"
+    ):
+        build_index(drawn / "first", tmp_path / "other", backend="milvus", options=options)
+    assert collections(server) == before
+    connection = MilvusConnection(server, 3.0)
+    connection.client.create_collection("taken", dimension=4)
+    connection.close()
+    with pytest.raises(ValueError, match="the name 'taken' belongs to collection 'taken'"):
+        build_index(drawn / "first", tmp_path / "o", backend="milvus", options={"uri": server, "collection": "taken"})
+    build_index(drawn / "second", tmp_path / "i", backend="milvus", options=options)  # its own may move
+
+
+STEPS = ["planned", "begun", "written", "journaled", "finished", "published", "replaced"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_build_on_a_server_goes_on_after_any_step(tmp_path, drawn, server, monkeypatch, step):
+    options = {"uri": server}
+    build_index(drawn / "first", tmp_path / "i", backend="milvus", options=options)
+    passed = []
+
+    def stop(at):
+        passed.append(at)
+        if at == step and passed.count(at) == (2 if at in ("written", "journaled") else 1):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "reached", stop)
+    with pytest.raises(KeyboardInterrupt):
+        build_index(drawn / "symbols", tmp_path / "i", backend="milvus", options=options, batch_rows=6)
+    assert names(tmp_path / "i")[0] == "p0_0"  # it is searched meanwhile
+    again = []
+    monkeypatch.setattr(building, "reached", again.append)
+    build_index(drawn / "symbols", tmp_path / "i", backend="milvus", options=options, batch_rows=6)
+    assert again.count("written") == {"planned": 4, "begun": 4, "written": 3, "journaled": 2}.get(step, 0)
+    assert names(tmp_path / "i") == load_release(drawn / "symbols").row_ids
+    record = read_record(tmp_path / "i")
+    assert collections(server) == {record.options["_collection"]: ["gallery"]}
+
+
+def killed_build(release_folder, folder, seconds):
+    """Build in a process of its own and kill it after so many seconds; whether it was done by then."""
+
+    def work():
+        building.reached = lambda step: time.sleep(0.004)
+        build_index(release_folder, folder, backend="milvus", batch_rows=3)
+        os._exit(0)  # no clean-up of the embedded server
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode == 0
+
+
+def test_killed_and_resumed_is_as_never_killed(tmp_path, drawn):
+    kill_in = random.Random(5).uniform
+    kills = 0
+    while kills < 6:
+        if not killed_build(drawn / "first", tmp_path / "i", kill_in(0.1, 0.5)):
+            kills += 1
+        else:
+            shutil.rmtree(tmp_path / "i")
+    build_index(drawn / "first", tmp_path / "i", backend="milvus", batch_rows=3)
+    build_index(drawn / "first", tmp_path / "whole", backend="milvus")
+    with open_index(tmp_path / "i") as one, open_index(tmp_path / "whole") as other:
+        assert one.count() == 24
+        for a, b in zip(one.batches(0, 24), other.batches(0, 24), strict=True):
+            for name in ("row_ids", "features", "pids", "camids"):
+                np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def closed_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_server_that_is_not_there_is_an_error_at_once(tmp_path, drawn):
+    start = time.monotonic()
+    options = {"uri": f"http://127.0.0.1:{closed_port()}"}
+    with pytest.raises(ConnectionError, match=r"Milvus at http://127.0.0.1:\d+ does not answer within 3 s. Check uri="):
+        build_index(drawn / "first", tmp_path / "i", backend="milvus", options=options)
+    assert time.monotonic() - start < 3.5
+    assert not (tmp_path / "i/rows-0001").exists()
+
+
+def test_a_server_that_accepts_and_says_nothing_is_an_error_in_time(tmp_path, drawn):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(5)
+        options = {"uri": f"http://127.0.0.1:{silent.getsockname()[1]}", "timeout_s": 0.7}
+        start = time.monotonic()
+        with pytest.raises(ConnectionError, match="does not answer within 0.7 s"):
+            build_index(drawn / "first", tmp_path / "i", backend="milvus", options=options)
+        assert 0.6 < time.monotonic() - start < 2.5
+
+
+def test_a_server_that_goes_away_is_named(tmp_path, drawn):
+    from milvus_lite.adapter.grpc.server import start_server_in_thread
+
+    running, files, port = start_server_in_thread(str(tmp_path / "server"), host="127.0.0.1", port=0)
+    build_index(drawn / "first", tmp_path / "i", backend="milvus", options={"uri": f"http://127.0.0.1:{port}"})
+    running.stop(grace=0).wait()
+    files.close()
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match=r"Milvus at http://127.0.0.1:\d+ (failed|does not answer).* Check uri="):
+        open_index(tmp_path / "i")
+    assert time.monotonic() - start < 3.5
+
+
+def test_a_collection_that_was_dropped_is_named(tmp_path, drawn, server):
+    record = build_index(drawn / "first", tmp_path / "i", backend="milvus", options={"uri": server})
+    connection = MilvusConnection(server, 3.0)
+    connection.call("drop_alias", "gallery")
+    connection.call("drop_collection", record.options["_collection"])
+    connection.close()
+    with pytest.raises(ValueError, match=r"collection 'gallery_.*' is not at 'http.*': deleted, or another server"):
+        open_index(tmp_path / "i")
+
+
+def test_an_embedded_index_that_is_open_elsewhere_is_named(tmp_path, drawn):
+    build_index(drawn / "first", tmp_path / "i", backend="milvus")
+    ready, done = (multiprocessing.get_context("fork").Event() for _ in range(2))
+
+    def hold():
+        with open_index(tmp_path / "i"):
+            ready.set()
+            done.wait(30)
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=hold)
+    process.start()
+    assert ready.wait(30)
+    with pytest.raises(ConnectionError, match=r"milvus.db' cannot be opened .* One process at a time"):
+        open_index(tmp_path / "i")
+    done.set()
+    process.join()
+    assert len(names(tmp_path / "i")) == 24
+
+
+def test_the_token_is_used_and_never_written(tmp_path, drawn, server, monkeypatch):
+    import pymilvus
+
+    seen = []
+    real = pymilvus.MilvusClient
+    monkeypatch.setenv("MILVUS_TOKEN", "user:secret-word")
+    monkeypatch.setattr(pymilvus, "MilvusClient", lambda *a, **more: seen.append(more["token"]) or real(*a, **more))
+    build_index(drawn / "first", tmp_path / "i", backend="milvus", options={"uri": server})
+    assert set(seen) == {"user:secret-word"}
+    assert not any(b"secret-word" in path.read_bytes() for path in (tmp_path / "i").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "lsh"}, "kind is 'lsh'; allowed: flat, hnsw, ivf_flat"),
+        ({"storage": "int8"}, "milvus:kind=flat has 'storage'; allowed: uri, collection, kind, timeout_s"),
+        ({"kind": "hnsw", "probes": 3}, "milvus:kind=hnsw has 'probes'; allowed"),
+        ({"kind": "hnsw", "links": 0}, "links is 0, must be a whole number >= 1"),
+        ({"uri": "ftp://x"}, "uri is 'ftp://x', must be http://HOST:PORT or https://HOST:PORT; left out: a file"),
+        ({"collection": "my gallery"}, "collection is 'my gallery', must be letters, digits and '_'"),
+        ({"timeout_s": 0}, "timeout_s is 0, must be a number of seconds > 0"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        INDEXES.get("milvus").checked_options(options, SOURCE)
+
+
+@pytest.mark.parametrize("module", ["pymilvus", "milvus_lite"])
+def test_without_the_libraries_the_command_to_install_them_is_named(tmp_path, drawn, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=r"needs pymilvus and milvus-lite .* pip install 'ppreid_plugin\[milvus\]'"):
+        build_index(drawn / "first", tmp_path / "i", backend="milvus")
+    assert not (tmp_path / "i/rows-0001").exists()
+
+
+def test_a_call_stays_within_16_mib_and_milvus_limit():
+    assert rows_a_call(2048) * 2048 * 4 <= 2**24
+    assert rows_a_call(4) <= 16_384
+    assert rows_a_call(2**30) == 1
