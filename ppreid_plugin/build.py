@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from . import toolbox
+from . import ranks, toolbox
 from .arguments import image_data_arguments, optimizer_arguments, scheduler_arguments, video_data_arguments
 from .aware import ReleaseAware
 from .checkpoint import load_weights, resume
@@ -30,7 +30,9 @@ from .data.checks import (
     check_queries,
 )
 from .data.images import check_files, use_strict_reading
+from .data.rank_sampler import check_shares, share_batches
 from .data.validation import hold_out_people
+from .distributed import distribute, in_turn
 from .dp.feature_files import model_fingerprint
 from .dp.gallery import DPGallery
 from .dp.stored_gallery import StoredGallery
@@ -51,6 +53,8 @@ from .suppression.image_transforms import describe_guarantee, insert_image_trans
 from .zoo import resolve
 
 _log = logging.getLogger(__name__)
+
+_RANK_SEEDS = 1_000_003  # apart, so that no rank draws what another seed's does
 
 
 def check(cfg: CfgNode) -> None:
@@ -73,6 +77,9 @@ def check(cfg: CfgNode) -> None:
             f"{' and '.join(f'privacy.{node}' for node in suppresses)}."
         )
     build_components(cfg)  # registered names, budgets, options and label files, before any data are read
+    if not cfg.test.evaluate:
+        by_person = cfg.sampler.train_sampler == "RandomIdentitySampler"
+        check_shares(cfg.train.batch_size, ranks.world_size(), cfg.sampler.num_instances if by_person else 1)
     check_dataset_names(cfg.data.sources, kind=cfg.data.type, option="data.sources")
     check_dataset_names(cfg.data.targets, kind=cfg.data.type, option="data.targets")
     if not cfg.data.download:
@@ -141,7 +148,7 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
         print(f"Loaded weights from '{path}'" + (f"; newly initialized: {', '.join(missing)}" if missing else ""))
     if cfg.use_gpu:
         model = model.cuda()
-        if torch.cuda.device_count() > 1:
+        if torch.cuda.device_count() > 1 and ranks.world_size() == 1:
             model = nn.DataParallel(model)
     return model
 
@@ -250,10 +257,15 @@ def build_engine(cfg: CfgNode) -> Any:
     toolbox.utils.set_random_seed(cfg.train.seed)
     if cfg.use_gpu:
         torch.backends.cudnn.benchmark = True
-    manager = build_datamanager(cfg)
-    model = build_model(cfg, manager.num_train_pids)
+    with in_turn():
+        manager = build_datamanager(cfg)
+        model = build_model(cfg, manager.num_train_pids)
+    share_batches(manager, cfg.train.seed)
     optimizer = toolbox.optim.build_optimizer(model, **optimizer_arguments(cfg))
     scheduler = toolbox.optim.build_lr_scheduler(optimizer, **scheduler_arguments(cfg))
+    if not cfg.test.evaluate:
+        only_triplet = cfg.loss.name == "triplet" and cfg.loss.triplet.weight_x == 0
+        model = distribute(model, frozen_first=cfg.train.fixbase_epoch > 0, classifier_learns=not only_triplet)
     arguments: dict[str, Any] = {
         "optimizer": optimizer,
         "scheduler": scheduler,
@@ -280,6 +292,8 @@ def build_engine(cfg: CfgNode) -> Any:
     if cfg.model.resume:
         cfg.train.start_epoch = resume(engine, cfg.model.resume)
         print(f"Continuing from '{cfg.model.resume}' after epoch {cfg.train.start_epoch}")
+    if not ranks.is_first():  # its own augmentation and dropout
+        toolbox.utils.set_random_seed(cfg.train.seed + _RANK_SEEDS * ranks.rank())
     return engine
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -115,24 +115,35 @@ def parse_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[
 
 
 def train(argv: Sequence[str]) -> dict[str, Any]:
-    """Train or test as the command line says; return the record that is also written to ``save_dir/metrics.json``."""
+    """Train or test as the command line says; return the record that is also written to ``save_dir/metrics.json``.
+
+    Of several ranks (``torchrun``) the first writes and returns it; the others return nothing.
+    """
     cfg, _ = parse_config(train_parser(), argv)
+    with ranks.joined(use_gpu=cfg.use_gpu, timeout_s=cfg.train.rank_timeout_s):
+        return _train(cfg, argv)
+
+
+def _train(cfg: CfgNode, argv: Sequence[str]) -> dict[str, Any]:
     build.check(cfg)
     start = time.time()
     name = "test" if cfg.test.evaluate else "train"
     log = Path(cfg.data.save_dir) / f"{name}.log-{time.strftime('%Y-%m-%d-%H-%M-%S')}"
-    with tee(log):
+    with tee(log) if ranks.is_first() else nullcontext():
         print(f"Configuration\n{cfg}\n")
         device = "cuda" if cfg.use_gpu else "cpu"
         print("Environment: " + ", ".join(f"{key} {value}" for key, value in environment(device).items()))
         engine = build.build_engine(cfg)
         engine.run(**arguments.engine_run_arguments(cfg))
+        if not ranks.is_first():
+            return {}
         record = {
             "command": ["tools/train.py", *argv],
             "targets": {target: result_to_dict(result) for target, result in engine.results.items()},
             "chosen_on": _chosen_on(engine, cfg),
             "best": engine.best,
             "seed": cfg.train.seed,
+            "processes": ranks.world_size(),
             "seconds": round(time.time() - start, 1),
             "environment": environment(device),
         }

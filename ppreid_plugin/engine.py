@@ -23,9 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import ranks
 from .checkpoint import BEST_FILE
 from .components import Batch, Component, Context
 from .data.validation import VALIDATION, training_set_for_features
+from .distributed import NoWriter, average_gradients, share_module
 from .evaluation import TargetResult
 from .features import FeatureTap, probe_shapes, unwrap
 from .testing import EvaluationMixin
@@ -98,7 +100,11 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
             for component in self.components:
                 for name, trainable in component.trainables().items():
                     self.register_model(name, *trainable)
+                    share_module(trainable.module)
+                    average_gradients(trainable.optimizer)
             self._tap = tap
+        if not ranks.is_first():
+            self.writer = NoWriter()
 
     def _context(self) -> Context:
         height, width = self.datamanager.height, self.datamanager.width
@@ -126,11 +132,21 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
             yield (data["img"].flatten(0, -4) * std + mean).clamp_(0, 1)
 
     def register_model(self, name: str = "model", model: Any = None, optim: Any = None, sched: Any = None) -> None:
-        """Register as torchreid does; a missing optimizer or scheduler, which torchreid fails to save, is fine."""
+        """Register as torchreid does; a missing optimizer or scheduler, which torchreid fails to save, is fine.
+
+        What DistributedDataParallel wraps is registered itself: checkpoints are those of one process.
+        """
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
         super().register_model(name, model, optim or _Stateless(), sched or _Stateless())  # type: ignore[misc]
 
     def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
-        """Save as torchreid does, loadable again; keep ``model-last`` and, by validation people, ``model-best``."""
+        """Save as torchreid does, loadable again; keep ``model-last`` and, by validation people, ``model-best``.
+
+        Of several ranks the first saves.
+        """
+        if not ranks.is_first():
+            return
         validation = self.results.get(VALIDATION)
         if validation is not None and (self.best is None or validation.clean.mAP > self.best["mAP"]):
             self.best = {"epoch": epoch + 1, "mAP": validation.clean.mAP}

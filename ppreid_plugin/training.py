@@ -6,11 +6,13 @@ import sys
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .autocast import model_autocast
 from .components import Batch, Component
-from .features import FeatureTap
+from .data.rank_sampler import RankSampler
+from .distributed import average_buffers
+from .features import FeatureTap, unwrap
 from .progress import track
 from .training_log import EpochLog
 
@@ -32,6 +34,8 @@ class TrainingMixin:
     def train(self, *args: Any, **kwargs: Any) -> None:
         """Train one epoch, with a progress bar on a terminal."""
         loader = self.train_loader
+        if isinstance(sampler := getattr(loader, "sampler", None), RankSampler):
+            sampler.set_epoch(self.epoch)
         if sys.stdout.isatty():
             size = getattr(loader, "batch_size", 1) or 1
             self.train_loader = track(loader, f"epoch {self.epoch + 1}", per_item=size, unit="images")
@@ -43,10 +47,19 @@ class TrainingMixin:
             super().train(*args, **kwargs)  # type: ignore[misc]
         finally:
             self.train_loader = loader
+        average_buffers(unwrap(self.model))
         for component in learning:
             component.finish_epoch(self.epoch)
         self._log.write()
         self._log = None
+
+    def two_stepped_transfer_learning(
+        self, epoch: int, fixbase_epoch: int, open_layers: Any, model: Any = None
+    ) -> None:
+        """Freeze and open layers as torchreid does, also inside DistributedDataParallel, which it does not know."""
+        if model is None and isinstance(self.model, nn.parallel.DistributedDataParallel):
+            model = self.model.module
+        super().two_stepped_transfer_learning(epoch, fixbase_epoch, open_layers, model)  # type: ignore[misc]
 
     def parse_data_for_train(self, data: Any) -> Any:
         """Parse as torchreid does and keep what the components need."""

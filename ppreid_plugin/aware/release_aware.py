@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import ranks
 from ..components import Batch, Component, Context, Trainable
+from ..distributed import share_module
 from ..suppression.centering import RunningCenter
 from .codebook import LearnedCodebook, checked_sizes, expected_gain, set_mean
 from .contrastive import supervised_contrastive
@@ -152,7 +154,8 @@ class ReleaseAware(Component):
         state = self._state
         for parameter in state.parameters():
             parameter.grad = None
-        generator = np.random.default_rng([self.seed, int(state.steps)])
+        # other ranks, other noise
+        generator = np.random.default_rng([self.seed, int(state.steps), *([ranks.rank()] if ranks.rank() else [])])
         state.steps += 1
         state.center.update(batch.features.detach())
         with torch.set_grad_enabled(self.weight > 0):
@@ -203,6 +206,7 @@ class ReleaseAware(Component):
             self._gathered.append(rows.detach().cpu())
             if sum(map(len, self._gathered)) >= self._start_rows:
                 codebook.start(torch.cat(self._gathered), self.seed)
+                share_module(codebook)
                 self._gathered = []
         return bool(codebook.started)
 

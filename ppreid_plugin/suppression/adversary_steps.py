@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..components import Batch, frozen
 from .adversary_members import evaluating, rows_of, take
 from .adversary_terms import bounded, weighted_mean
@@ -34,7 +35,13 @@ def learn(adversary: Adversary, read: Tensor, batch: Batch) -> dict[str, float]:
         rows = rows_of(batch, member.learns)
         part, seen = take(batch, rows), read if rows is None else read[rows]
         weights = adversary.sample_weights(part)
-        if not len(seen) or (weights is not None and not weights.any()):
+        nothing = not len(seen) or (weights is not None and not weights.any())
+        if not ranks.anywhere(not nothing):
+            continue
+        if nothing:  # other ranks take a step, in which this one adds no gradient
+            for _ in range(adversary.steps):
+                member.trainable.optimizer.zero_grad()
+                member.trainable.optimizer.step()
             continue
         adversary.observe(member.module, part)
         for step in range(adversary.steps):
