@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -82,3 +83,20 @@ def k_reciprocal(distances, num_query, k1=20, k2=6, lambda_value=0.3):
             jaccard = 1 - shared / (2 - shared)
             out[-1].append((1 - lambda_value) * jaccard + lambda_value * squares[q][g] / largest[q])
     return np.array(out)
+
+
+def single_shot_cmc(distances, q_pids, g_pids, q_camids, g_camids, *, max_rank=50):
+    """CMC of galleries with one image a person, the mean over every choice of images; ties by gallery index."""
+    curves = []
+    for q in range(len(q_pids)):
+        kept = [g for g in range(len(g_pids)) if not (g_pids[g] == q_pids[q] and g_camids[g] == q_camids[q])]
+        if not any(g_pids[g] == q_pids[q] for g in kept):
+            continue
+        choices = [[g for g in kept if g_pids[g] == pid] for pid in sorted({g_pids[g] for g in kept})]
+        hits = np.zeros(max_rank)
+        for shown in itertools.product(*choices):
+            ranked = sorted(shown, key=lambda g: (distances[q][g], g))
+            rank = 1 + [g_pids[g] for g in ranked].index(q_pids[q])
+            hits[rank - 1 :] += 1
+        curves.append(hits / math.prod(map(len, choices)))
+    return np.mean(curves, axis=0) if curves else None

@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
         "--distractors", nargs="*", default=[], metavar="FILE", help="features of nobody, added to the gallery's images"
     )
     add("--metric", default="cosine", help=f"{', '.join(METRICS)}; templates are matched by cosine")
-    add("--protocol", default="market1501", help=f"{', '.join(PROTOCOLS)} (all: a match of one camera counts)")
+    add("--protocol", default="market1501", help=f"{', '.join(PROTOCOLS)} (all: rows of the query's camera stay)")
     add("--max-rank", type=int, default=50, help="length of the CMC curve")
     add("--ranks", nargs="+", type=int, default=[1, 5, 10, 20], help="ranks that are printed")
     add("--memory-mb", type=float, default=64.0, help="MiB for scores, beside the features and a copy of them")
@@ -133,6 +133,11 @@ def _checked(args: argparse.Namespace) -> KReciprocal | None:
     """Return the re-ranking that is asked for, after a look at all options."""
     choice("--metric", args.metric, METRICS)
     choice("--protocol", args.protocol, PROTOCOLS)
+    if args.protocol == "cuhk03" and args.distractors:
+        raise ValueError(
+            "--distractors with --protocol cuhk03: that protocol shows one image a person, and whom distractors show "
+            "is not known. Leave one of them out."
+        )
     positive_int("--max-rank", args.max_rank)
     for rank in args.ranks:
         if not 1 <= rank <= args.max_rank:

@@ -53,8 +53,8 @@ def accelerate_torchreid() -> Acceleration:
     sort and in bounded memory, whether asked to use Cython or not: ``cmc`` in float32, of the smaller of ``max_rank``
     and ``num_gallery`` values, and ``mAP`` in float64. What differs: equal distances go by gallery index, where
     torchreid's order depends on numpy's sort; a query that keeps fewer than ``max_rank`` gallery rows is no error; NaN
-    among the distances, or no query with a match, is a ``ValueError`` that says what to do. CUHK03's metric stays
-    torchreid's own.
+    among the distances, or no query with a match, is a ``ValueError`` that says what to do. CUHK03's curve is the
+    expectation over all draws of gallery images, where torchreid takes the mean of ten.
 
     ``re_ranking`` returns the same distances to rounding, with little memory beside the three matrices that it is
     given. A module that imports it while ours is in place keeps ours.
@@ -78,7 +78,7 @@ def accelerate_torchreid() -> Acceleration:
         rank = toolbox.submodule("metrics.rank")
         for name in ("evaluate_py", "evaluate_cy"):  # the second one only where Cython was built
             if hasattr(rank, name):
-                _replace(rank, name, _evaluate_with(getattr(rank, name)))
+                _replace(rank, name, evaluate_torchreid)
         stock = toolbox.submodule("utils.rerank").re_ranking
         for module in list(sys.modules.values()):
             if getattr(module, "__dict__", {}).get("re_ranking") is stock:
@@ -110,22 +110,20 @@ def re_ranking(
     return re_rank_distances(q_g_dist, q_q_dist, g_g_dist, k1, k2, lambda_value)
 
 
-def _evaluate_with(stock: Any) -> Any:
-    def evaluate_torchreid(
-        distmat: npt.NDArray[np.floating],
-        q_pids: npt.NDArray[np.integer],
-        g_pids: npt.NDArray[np.integer],
-        q_camids: npt.NDArray[np.integer],
-        g_camids: npt.NDArray[np.integer],
-        max_rank: int,
-        use_metric_cuhk03: bool = False,
-    ) -> tuple[npt.NDArray[np.float32], np.float64]:
-        if use_metric_cuhk03:
-            return stock(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, use_metric_cuhk03)
-        distances = np.asarray(distmat)
-        if distances.dtype.kind in "iub":  # no feature gives these, but torchreid ranks them too
-            distances = distances.astype(np.float64)
-        result = evaluate_distances(distances, q_pids, g_pids, q_camids, g_camids, max_rank=max_rank)
-        return result.cmc[: distances.shape[1]].astype(np.float32), np.float64(result.mAP)
-
-    return evaluate_torchreid
+def evaluate_torchreid(
+    distmat: npt.NDArray[np.floating],
+    q_pids: npt.NDArray[np.integer],
+    g_pids: npt.NDArray[np.integer],
+    q_camids: npt.NDArray[np.integer],
+    g_camids: npt.NDArray[np.integer],
+    max_rank: int,
+    use_metric_cuhk03: bool = False,
+) -> tuple[npt.NDArray[np.float32], np.float64]:
+    """Return what torchreid's ``evaluate_py`` and ``evaluate_cy`` return; see :func:`.evaluate_distances`."""
+    distances = np.asarray(distmat)
+    if distances.dtype.kind in "iub":  # no feature gives these, but torchreid ranks them too
+        distances = distances.astype(np.float64)
+    protocol = "cuhk03" if use_metric_cuhk03 else "market1501"
+    labels = q_pids, g_pids, q_camids, g_camids
+    result = evaluate_distances(distances, *labels, protocol=protocol, max_rank=max_rank)
+    return result.cmc[: distances.shape[1]].astype(np.float32), np.float64(result.mAP)

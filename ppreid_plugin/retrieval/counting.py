@@ -7,7 +7,7 @@ query's last positive are left out first, and where few rows are left, these few
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +47,7 @@ class Matches:
         *,
         exclude_same_camera: bool,
     ) -> None:
+        self.gallery_pids = gallery_pids
         self._by_pid = np.argsort(gallery_pids, kind="stable")
         self._camids = gallery_camids[self._by_pid]
         ordered = gallery_pids[self._by_pid]
@@ -71,7 +72,9 @@ class Matches:
 
 
 def positive_ranks(
-    chunks: Iterable[tuple[int, npt.NDArray[np.floating]]], matches: Matches
+    chunks: Iterable[tuple[int, npt.NDArray[np.floating]]],
+    matches: Matches,
+    also: Callable[[npt.NDArray[np.floating], IntArray], None] | None = None,
 ) -> Iterator[npt.NDArray[np.int64]]:
     """Yield for each query with a match the ranks of its positives, from 1, in gallery order (not sorted).
 
@@ -79,6 +82,7 @@ def positive_ranks(
         chunks: (number of the first query, scores of shape (queries, num_gallery), larger = closer, no NaN). The
             scores are overwritten.
         matches: whose rows count.
+        also: called with each such query's row of scores, NaN where a gallery row is not in the list, and positives.
     """
     above: npt.NDArray[np.bool_] = np.empty(0, dtype=bool)
     for first, scores in chunks:
@@ -89,6 +93,8 @@ def positive_ranks(
             if not len(positives):
                 continue
             row[ignored] = np.nan  # NaN is above nothing, so these rows are never counted
+            if also is not None:
+                also(row, positives)
             yield _ranks_of(row, positives, above)
 
 

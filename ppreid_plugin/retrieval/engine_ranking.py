@@ -39,11 +39,12 @@ def exact_ranking(
 ) -> Iterator[list[RankingResult]]:
     """Put our exact ranking in place of torchreid's ``evaluate_rank`` inside the block, and our re-ranking.
 
-    Same figures; it needs no full sort, accepts galleries smaller than ``max_rank`` and also gives mINP. CUHK03's
-    single-shot metric stays torchreid's own, beside which the full figures are computed.
+    Same figures; it needs no full sort, accepts galleries smaller than ``max_rank`` and also gives mINP. CUHK03's curve
+    is the expectation over all draws of gallery images, where torchreid takes the mean of ten.
 
     Args:
-        exclude_same_camera: take gallery rows of the query's pid and camera out of its list.
+        exclude_same_camera: take gallery rows of the query's pid and camera out of its list; CUHK03's metric always
+            does.
         max_rank: length of the CMC curve.
         rerank: whether the engine re-ranks; distances within query and gallery are then never held.
 
@@ -65,11 +66,9 @@ def exact_ranking(
         use_metric_cuhk03: bool = False,
         use_cython: bool = True,
     ) -> tuple[np.ndarray, float]:
-        protocol = "market1501" if exclude_same_camera else "all"
+        protocol = "cuhk03" if use_metric_cuhk03 else "market1501" if exclude_same_camera else "all"
         result = evaluate_distances(distmat, q_pids, g_pids, q_camids, g_camids, protocol=protocol, max_rank=max_rank)
         results.append(result)
-        if use_metric_cuhk03:
-            return stock_evaluate(distmat, q_pids, g_pids, q_camids, g_camids, use_metric_cuhk03=True)
         return result.cmc, result.mAP
 
     def compute_distance_matrix(input1: torch.Tensor, input2: torch.Tensor, metric: str = "euclidean") -> Any:

@@ -31,8 +31,9 @@ from ppreid_plugin.retrieval.checks import (
 from ppreid_plugin.retrieval.counting import Matches, positive_ranks
 from ppreid_plugin.retrieval.distances import METRICS, FeatureDistances, normalize_rows
 from ppreid_plugin.retrieval.reranking import KReciprocal, re_ranked_chunks
+from ppreid_plugin.retrieval.single_shot import SingleShot
 
-PROTOCOLS = ("market1501", "all")
+PROTOCOLS = ("market1501", "cuhk03", "all")
 
 
 class NoMatchError(ValueError):
@@ -45,7 +46,7 @@ class RankingResult:
 
     Attributes:
         cmc: (max_rank,), float64: share of the queries with a match among the first k rows, at index k - 1. Beyond the
-            number of gallery rows it keeps its last value.
+            number of gallery rows it keeps its last value. Of protocol ``cuhk03``: the expectation of this share.
         mAP: mean over the queries of the mean precision at their positives.
         mINP: mean over the queries of (number of positives) / (rank of the last one).
         num_valid_queries: queries with at least one match; only these are counted.
@@ -105,7 +106,8 @@ def evaluate(
         gallery_camids: whole numbers, one a gallery row.
         metric: ``cosine`` (a zero row has similarity 0 to all) or ``euclidean``.
         protocol: ``market1501`` takes gallery rows with the query's pid *and* camid out of its list; ``all`` keeps
-            them, for data of one camera.
+            them, for data of one camera. ``cuhk03`` is ``market1501`` with the CMC curve of galleries that show one
+            random image a person, as an exact expectation (:mod:`.single_shot`); mAP and mINP are of all images.
         max_rank: length of the CMC curve.
         memory_mb: MiB for one chunk of scores (at least one query's); beside it, one copy of the features is held.
         rerank: rank by k-reciprocal re-ranked distances (:func:`.re_rank`), which are not held either.
@@ -213,14 +215,15 @@ def _matches(
         as_labels("gallery_pids", gallery_pids, shape[1]),
         as_labels("query_camids", query_camids, shape[0]),
         as_labels("gallery_camids", gallery_camids, shape[1]),
-        exclude_same_camera=choice("protocol", protocol, PROTOCOLS) == "market1501",
+        exclude_same_camera=choice("protocol", protocol, PROTOCOLS) != "all",
     )
 
 
 def _summarize(
     chunks: Iterator[tuple[int, npt.NDArray[np.floating]]], matches: Matches, protocol: str, max_rank: int
 ) -> RankingResult:
-    per_query = list(positive_ranks(chunks, matches))
+    single_shot = SingleShot(matches.gallery_pids, max_rank) if protocol == "cuhk03" else None
+    per_query = list(positive_ranks(chunks, matches, also=None if single_shot is None else single_shot.add))
     if not per_query:
         raise NoMatchError(no_match_message(matches.any_shared_pid, f"protocol={protocol!r}", "protocol='all'"))
     counts = np.array([len(ranks) for ranks in per_query])
@@ -230,7 +233,8 @@ def _summarize(
     ranks = ranks[np.lexsort((ranks, np.repeat(np.arange(len(counts)), counts)))]
     precision = (np.arange(len(ranks)) - np.repeat(starts, counts) + 1) / ranks
     first = ranks[starts]
-    cmc = np.cumsum(np.bincount(first[first <= max_rank] - 1, minlength=max_rank)) / len(counts)
+    hits = np.cumsum(np.bincount(first[first <= max_rank] - 1, minlength=max_rank))
+    cmc = (hits if single_shot is None else single_shot.total) / len(counts)
     cmc.flags.writeable = False
     return RankingResult(
         cmc=cmc,

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 import oracles
 from ppreid_plugin import cli
 from ppreid_plugin.report.evaluate_command import evaluate_command
-from ppreid_plugin.retrieval import evaluate_open_set, re_rank
+from ppreid_plugin.retrieval import evaluate, evaluate_open_set, re_rank
 
 TOOL = Path(__file__).parents[2] / "tools/evaluate_features.py"
 
@@ -101,6 +101,15 @@ def test_the_euclidean_metric_is_of_images_only(files):
     assert_ranking(record["anonymous"], expected(QUERY, GALLERY, squares))
     assert record["enrolled"] == evaluate_command(files)["enrolled"]
     assert record["anonymous"]["mAP"] != evaluate_command(files)["anonymous"]["mAP"]
+
+
+def test_cuhk03_is_of_images_only(files):
+    plain, record = evaluate_command(files), evaluate_command([*files, "--protocol", "cuhk03"])
+    rows = QUERY["features"], GALLERY["features"], QUERY["pids"], GALLERY["pids"], QUERY["camids"], GALLERY["camids"]
+    assert record["anonymous"]["cmc"] == evaluate(*rows, protocol="cuhk03").cmc.tolist()
+    assert record["anonymous"]["cmc"][0] != plain["anonymous"]["cmc"][0]
+    assert record["anonymous"]["mAP"] == plain["anonymous"]["mAP"]
+    assert (record["enrolled"], record["open_set"]) == (plain["enrolled"], plain["open_set"])
 
 
 def test_re_ranking_is_of_images_only_and_sees_all_queries_in_every_camera(files):
@@ -232,6 +241,10 @@ def broken(tmp_path, name, **changes):
         (["--gallery", "{nan}"], r"gallery_features rows 3 \(1 of 120\) hold NaN or infinity"),
         (["--gallery", "{wide}"], "query_features have 12 columns and gallery_features 5, must be equal"),
         (["--distractors", "{wide}"], "--distractors '.*wide.npz' has 5 columns and the gallery 12, must be equal"),
+        (
+            ["--distractors", "{wide}", "--protocol", "cuhk03"],
+            "whom distractors show is not known. Leave one of them out",
+        ),
         (["--distractors", "{tmp}/l.csv"], "features are read from .npz and .safetensors files"),
         (["--distractors", "{tmp}/empty.npz"], "empty.npz' lacks features; it holds pids"),
         (["--gallery", "{strangers}"], "the pids of query and gallery do not overlap"),

@@ -201,7 +201,7 @@ def holed(shape, rows, value=np.nan):
     ("changes", "message"),
     [
         ({"metric": "cosin"}, r"metric is 'cosin'; allowed: cosine, euclidean. Did you mean 'cosine'\?"),
-        ({"protocol": "cuhk03"}, r"protocol is 'cuhk03'; allowed: market1501, all"),
+        ({"protocol": "cuhk3"}, r"protocol is 'cuhk3'; allowed: market1501, cuhk03, all. Did you mean 'cuhk03'"),
         ({"max_rank": 0}, "max_rank is 0, must be a whole number >= 1"),
         ({"max_rank": True}, "max_rank is True, must be"),
         ({"max_rank": 5.0}, "max_rank is 5.0, must be"),
