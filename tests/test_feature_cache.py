@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ppreid_plugin import cli, config, feature_cache, feature_shards
+from ppreid_plugin import cli, config, feature_cache, feature_shards, ranks
 from ppreid_plugin.dp.feature_files import load_arrays
 from ppreid_plugin.extracting import extract
 from ppreid_plugin.feature_cache import cached_shards, purge
@@ -89,6 +89,20 @@ def test_two_at_once_write_the_same_and_do_not_disturb_each_other(tmp_path, smal
     assert torch.equal(first.join(), features)
     assert torch.equal(second.join(), features)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_ranks_share_the_shards_and_none_is_done_twice(tmp_path, small_shards, monkeypatch):
+    monkeypatch.setattr(ranks, "world_size", lambda: 3)
+    monkeypatch.setattr(ranks, "barrier", lambda: None)
+    features = torch.randn(39, 3)
+    seen = []
+    for rank in (2, 0, 1):  # whoever comes first
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        shards = FeatureShards(tmp_path, 39, 4, about={})
+        seen.append(fill(shards, features, 4))
+    assert sorted(row for rows in seen for row in rows) == list(range(39))
+    assert [len(rows) for rows in seen] == [8, 16, 15]
+    assert torch.equal(shards.join(), features)
 
 
 def test_shards_that_are_not_kept_are_gone_once_read(tmp_path, small_shards):

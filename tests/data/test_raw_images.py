@@ -43,10 +43,17 @@ def test_a_real_batch_is_the_same(make_engine):
     assert [row["impath"] for row in rows] == [row["impath"] for row in wanted]
 
 
+class Other(torch.nn.Identity):
+    """It has a mean and a standard deviation, and does something else with them."""
+
+    mean, std = MEAN, STD
+
+
 @pytest.mark.parametrize(
     "steps",
     [
         (transforms.ToTensor(),),
+        (transforms.Resize(4), transforms.ToTensor(), Other()),
         (transforms.Resize(4), transforms.ToTensor(), torch.nn.Identity(), transforms.Normalize(MEAN, STD)),
         (torch.nn.Identity(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)),
         (transforms.Grayscale(), transforms.ToTensor(), transforms.Normalize([0.5], [0.5])),
