@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add("--protocol", default="market1501", help=f"{', '.join(PROTOCOLS)} (all: rows of the query's camera stay)")
     add("--max-rank", type=int, default=50, help="length of the CMC curve")
     add("--ranks", nargs="+", type=int, default=[1, 5, 10, 20], help="ranks that are printed")
-    add("--memory-mb", type=float, default=64.0, help="MiB for scores, beside the features and a copy of them")
+    add("--memory-mb", type=float, help="MiB for scores (64, or up to 256 for a large gallery, if not given)")
     add("--rerank", action="store_true", help="k-reciprocal re-ranking of the images' figures")
     add("--k1", type=int, default=KReciprocal.k1, help="of --rerank: neighbors that reciprocal sets are made of")
     add("--k2", type=int, default=KReciprocal.k2, help="of --rerank: nearest images whose codes are averaged")

@@ -9,7 +9,6 @@ mINP: Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,12 +24,12 @@ from ppreid_plugin.retrieval.checks import (
     as_matrix,
     choice,
     positive_int,
-    positive_mebibytes,
     require_finite,
 )
 from ppreid_plugin.retrieval.counting import Matches, positive_ranks
-from ppreid_plugin.retrieval.distances import METRICS, FeatureDistances, normalize_rows
+from ppreid_plugin.retrieval.distances import METRICS, FeatureDistances
 from ppreid_plugin.retrieval.reranking import KReciprocal, re_ranked_chunks
+from ppreid_plugin.retrieval.scoring import queries_per_chunk, score_chunks
 from ppreid_plugin.retrieval.single_shot import SingleShot
 
 PROTOCOLS = ("market1501", "cuhk03", "all")
@@ -84,7 +83,7 @@ def evaluate(
     metric: str = "cosine",
     protocol: str = "market1501",
     max_rank: int = 50,
-    memory_mb: float = 64.0,
+    memory_mb: float | None = None,
     rerank: KReciprocal | None = None,
 ) -> RankingResult:
     r"""Rank the gallery for every query and return CMC, mAP and mINP.
@@ -109,7 +108,8 @@ def evaluate(
             them, for data of one camera. ``cuhk03`` is ``market1501`` with the CMC curve of galleries that show one
             random image a person, as an exact expectation (:mod:`.single_shot`); mAP and mINP are of all images.
         max_rank: length of the CMC curve.
-        memory_mb: MiB for one chunk of scores (at least one query's); beside it, one copy of the features is held.
+        memory_mb: MiB for one chunk of scores (at least one query's); beside it, a copy of the features is held, of a
+            gallery up to 128 MiB. None: 64, or what 128 queries take, up to 256; fewer queries at once are slower.
         rerank: rank by k-reciprocal re-ranked distances (:func:`.re_rank`), which are not held either.
     Shape:
         features: (num_query, d) and (num_gallery, d). Labels: (num_query,) and (num_gallery,).
@@ -129,12 +129,11 @@ def evaluate(
     matches = _matches(
         query_pids, gallery_pids, query_camids, gallery_camids, (len(query), len(gallery)), protocol, max_rank
     )
-    step = _queries_per_chunk(memory_mb, query, len(gallery))
+    step = queries_per_chunk(memory_mb, query, len(gallery))
     if rerank is not None:
-        chunks = re_ranked_chunks(FeatureDistances(query, gallery, metric), rerank, memory_mb)
+        chunks = re_ranked_chunks(FeatureDistances(query, gallery, metric), rerank, memory_mb or 64.0)
         return _summarize(((start, np.negative(rows, out=rows)) for start, rows in chunks), matches, protocol, max_rank)
-    query, gallery = (normalize_rows(query), normalize_rows(gallery)) if metric == "cosine" else _lift(query, gallery)
-    return _summarize(_products(query, gallery, step), matches, protocol, max_rank)
+    return _summarize(score_chunks(query, gallery, metric, step), matches, protocol, max_rank)
 
 
 def evaluate_distances(
@@ -146,7 +145,7 @@ def evaluate_distances(
     *,
     protocol: str = "market1501",
     max_rank: int = 50,
-    memory_mb: float = 64.0,
+    memory_mb: float | None = None,
 ) -> RankingResult:
     """Return the figures of :func:`evaluate` for a ready matrix of distances, smaller = closer.
 
@@ -158,7 +157,7 @@ def evaluate_distances(
         gallery_camids: whole numbers, one a column.
         protocol: as in :func:`evaluate`.
         max_rank: length of the CMC curve.
-        memory_mb: MiB for one chunk of rows.
+        memory_mb: MiB for one chunk of rows; None: as in :func:`evaluate`.
     Shape:
         distances: (num_query, num_gallery).
 
@@ -169,35 +168,9 @@ def evaluate_distances(
     matrix = as_matrix("distances", distances)
     matches = _matches(query_pids, gallery_pids, query_camids, gallery_camids, tuple(matrix.shape), protocol, max_rank)
     require_finite("distances", matrix, infinity_allowed=True)
-    step = _queries_per_chunk(memory_mb, matrix, matrix.shape[1])
+    step = queries_per_chunk(memory_mb, matrix, matrix.shape[1])
     chunks = ((i, torch.neg(matrix[i : i + step]).cpu().numpy()) for i in range(0, len(matrix), step))
     return _summarize(chunks, matches, protocol, max_rank)
-
-
-def _lift(query: torch.Tensor, gallery: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Append a column so that the product orders by distance: q.g - |g|²/2 = (|q|² - |q - g|²) / 2."""
-    largest = max(float(query.abs().max()), float(gallery.abs().max()))
-    if not 1e-9 < largest < 1e9:  # outside, squares may leave float32; a power of two changes no order and no digit
-        scale = math.ldexp(1.0, min(1000, -math.frexp(largest)[1]))
-        query, gallery = (rows.double().mul(scale).to(rows.dtype) for rows in (query, gallery))
-    half_squares = gallery.square().sum(dim=1, keepdim=True).div(-2)
-    return torch.cat([query, torch.ones_like(query[:, :1])], dim=1), torch.cat([gallery, half_squares], dim=1)
-
-
-def _products(query: torch.Tensor, gallery: torch.Tensor, step: int) -> Iterator[tuple[int, npt.NDArray[np.floating]]]:
-    out = torch.empty(min(step, len(query)), len(gallery), dtype=query.dtype, device=query.device)
-    for start in range(0, len(query), step):
-        rows = query[start : start + step]
-        yield start, torch.mm(rows, gallery.T, out=out[: len(rows)]).cpu().numpy()
-
-
-def _queries_per_chunk(memory_mb: float, matrix: torch.Tensor, num_gallery: int) -> int:
-    return int(
-        min(
-            len(matrix),
-            max(1, positive_mebibytes("memory_mb", memory_mb) * 2**20 // (num_gallery * matrix.element_size())),
-        )
-    )
 
 
 def _matches(

@@ -1,0 +1,93 @@
+"""Scores of all gallery rows for some queries at a time, larger = closer: one matrix product a chunk.
+
+Product and preparation are all that touches every feature. A small gallery is copied once, normalized (or with a column
+more), so that the product alone orders the rows. A large one stays as it is, and the scores are finished in place: a
+pass over them costs a few percent, a copy would double what the gallery takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ppreid_plugin.retrieval.checks import positive_mebibytes
+from ppreid_plugin.retrieval.distances import normalize_rows
+
+Chunks: TypeAlias = Iterator[tuple[int, npt.NDArray[np.floating]]]
+
+_COPIED = 128 * 2**20  # bytes of a gallery that is copied
+_QUERIES = 128  # a product of fewer rows packs the gallery for longer than it multiplies
+_LEAST_MB, _MOST_MB = 64.0, 256.0
+
+
+def queries_per_chunk(memory_mb: float | None, matrix: torch.Tensor, num_gallery: int) -> int:
+    """Return how many rows of scores fit into ``memory_mb`` MiB, at least one.
+
+    Args:
+        memory_mb: None: 64, or what 128 queries take, up to 256.
+        matrix: whose rows are the queries, and whose type the scores have.
+        num_gallery: scores a query.
+
+    Raises:
+        ValueError: no number > 0.
+    """
+    row = num_gallery * matrix.element_size()
+    if memory_mb is None:
+        memory_mb = min(max(_LEAST_MB, _QUERIES * row / 2**20), _MOST_MB)
+    return int(min(len(matrix), max(1, positive_mebibytes("memory_mb", memory_mb) * 2**20 // row)))
+
+
+def score_chunks(query: torch.Tensor, gallery: torch.Tensor, metric: str, step: int) -> Chunks:
+    """Yield the number of the first query and scores (queries, num_gallery), to be overwritten.
+
+    Args:
+        query: (q, d), finite.
+        gallery: (n, d), of the same type.
+        metric: ``cosine``: the cosine (of a query with itself 1, of a zero row 0), or ``euclidean``: what orders the
+            rows by distance.
+        step: queries a chunk.
+    """
+    finish = _finisher(gallery, query, metric) if gallery.numel() * gallery.element_size() > _COPIED else None
+    if finish is not None:
+        query = normalize_rows(query) if metric == "cosine" else query
+    elif metric == "cosine":
+        query, gallery = normalize_rows(query), normalize_rows(gallery)
+    else:
+        query, gallery = _lift(query, gallery)
+    out = torch.empty(min(step, len(query)), len(gallery), dtype=query.dtype, device=query.device)
+    for start in range(0, len(query), step):
+        rows = query[start : start + step]
+        scores = torch.mm(rows, gallery.T, out=out[: len(rows)])
+        yield start, (scores if finish is None else finish(scores)).cpu().numpy()
+
+
+def _finisher(gallery: torch.Tensor, query: torch.Tensor, metric: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """Return what makes scores of products with the gallery as it is; None where squares may leave float32."""
+    norms = torch.linalg.vector_norm(gallery, dim=1)
+    if metric == "cosine":
+        if not bool(((norms > 1e-15) & (norms < 1e15)).all()):
+            return None
+        return lambda products: products.div_(norms)
+    if not 1e-9 < _largest(query, gallery) < 1e9:
+        return None
+    half_squares = norms.square().div_(2)
+    return lambda products: products.sub_(half_squares)
+
+
+def _lift(query: torch.Tensor, gallery: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Append a column so that the product orders by distance: q.g - |g|²/2 = (|q|² - |q - g|²) / 2."""
+    largest = _largest(query, gallery)
+    if not 1e-9 < largest < 1e9:  # outside, squares may leave float32; a power of two changes no order and no digit
+        scale = math.ldexp(1.0, min(1000, -math.frexp(largest)[1]))
+        query, gallery = (rows.double().mul(scale).to(rows.dtype) for rows in (query, gallery))
+    half_squares = gallery.square().sum(dim=1, keepdim=True).div(-2)
+    return torch.cat([query, torch.ones_like(query[:, :1])], dim=1), torch.cat([gallery, half_squares], dim=1)
+
+
+def _largest(*matrices: torch.Tensor) -> float:
+    return max(abs(float(bound)) for matrix in matrices for bound in torch.aminmax(matrix))
