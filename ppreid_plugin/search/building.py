@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ppreid_plugin.retrieval.checks import positive_int
 from ppreid_plugin.search.build_journal import BuildJournal
 from ppreid_plugin.search.generations import clean, next_generation, remove_temporary, require_ours, writing
 from ppreid_plugin.search.index import INDEXES, PUBLIC, open_index
-from ppreid_plugin.search.record import IndexRecord, carried_metadata, read_record, sealed
+from ppreid_plugin.search.record import IndexRecord, asked_options, carried_metadata, content_of, read_record, sealed
 from ppreid_plugin.search.source import ReleaseSource, RowSource
 from ppreid_plugin.search.thinning import IndexSource, doomed_rows
 
@@ -85,7 +86,7 @@ def build_index(
             release=metadata,
             opted_out=out,
         )
-        if current is not None and _same(current, record):
+        if current is not None and content_of(current) == content_of(record):
             clean(folder)
             return current
         public = {name: a for name, a in loaded.arrays.items() if name.startswith(("transform.", "code"))}
@@ -140,7 +141,7 @@ def delete_rows(
         record = replace(
             current,
             generation=next_generation(current),
-            options=type(index).checked_options(_asked(current.options), source),
+            options=type(index).checked_options(asked_options(current.options), source),
             rows=source.rows,
             opted_out=out,
             files={},
@@ -166,36 +167,39 @@ def _write(
 ) -> IndexRecord:
     kind = INDEXES.get(record.backend)
     generation = folder / record.generation
-    plan = _plan(record)
     journal = BuildJournal(generation)
-    fits = journal.plan is not None and {**journal.plan, "options": _asked(journal.plan["options"])} == plan
+    fits = journal.plan is not None and content_of(record) == {
+        **journal.plan,
+        "options": asked_options(journal.plan["options"]),
+    }
     if fits and journal.plan is not None:
         record = replace(record, options=journal.plan["options"])  # names that were drawn by the first try
     clean(folder, keep=record.generation if fits else "")
     writer = kind.writer(generation, record.options, source, _public_metadata(record), _replaced(current, record))
-    if not fits or not journal.rows or not writer.resume(journal.rows):
-        shutil.rmtree(generation, ignore_errors=True)
-        generation.mkdir()
-        journal.start(_plan(record, asked=False))
-        reached("planned")
-        writer.begin()
-    reached("begun")
-    for batch in source.batches(journal.rows, batch_rows):
-        writer.write(journal.rows, batch)
-        reached("written")
-        journal.add(journal.rows + len(batch))
-        reached("journaled")
-    write_file(generation / PUBLIC, save_safetensors({name: np.array(a, order="C") for name, a in public.items()}))
-    write_file(generation / MANIFEST, manifest)
-    remove_temporary(generation)
-    names = {**writer.finish(), PUBLIC: True, MANIFEST: True}
-    record = replace(record, files=sealed(generation, names))
-    reached("finished")
-    fsync_folder(generation)
-    writer.publish()
-    reached("published")
-    record.write(folder)
-    reached("replaced")
+    with closing(writer):
+        if not fits or not journal.rows or not writer.resume(journal.rows):
+            shutil.rmtree(generation, ignore_errors=True)
+            generation.mkdir()
+            journal.start({**content_of(record), "options": record.options})
+            reached("planned")
+            writer.begin()
+        reached("begun")
+        for batch in source.batches(journal.rows, batch_rows):
+            writer.write(journal.rows, batch)
+            reached("written")
+            journal.add(journal.rows + len(batch))
+            reached("journaled")
+        write_file(generation / PUBLIC, save_safetensors({name: np.array(a, order="C") for name, a in public.items()}))
+        write_file(generation / MANIFEST, manifest)
+        remove_temporary(generation)
+        names = {**writer.finish(), PUBLIC: True, MANIFEST: True}
+        record = replace(record, files=sealed(generation, names))
+        reached("finished")
+        fsync_folder(generation)
+        writer.publish()
+        reached("published")
+        record.write(folder)
+        reached("replaced")
     before_discard()
     clean(folder)
     return record
@@ -228,27 +232,6 @@ def _opted_out(
         )
         rows = []
     return {"pids": pids, "rows": rows}
-
-
-def _same(current: IndexRecord, record: IndexRecord) -> bool:
-    return _plan(current) | {"generation": ""} == _plan(record) | {"generation": ""}
-
-
-def _plan(record: IndexRecord, asked: bool = True) -> dict[str, Any]:
-    """Return what decides the content of a generation."""
-    return {
-        "generation": record.generation,
-        "backend": record.backend,
-        "options": _asked(record.options) if asked else record.options,
-        "manifest_sha256": record.release["manifest_sha256"],
-        "rows": record.rows,
-        "opted_out": record.opted_out,
-    }
-
-
-def _asked(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options without what a backend drew at random: keys with an underscore in front."""
-    return {key: value for key, value in options.items() if not key.startswith("_")}
 
 
 def _public_metadata(record: IndexRecord) -> dict[str, Any]:

@@ -46,6 +46,9 @@ class IndexWriter(ABC):
     def finish(self) -> Mapping[str, bool]:
         """Complete the generation; return its files, and whether they never change (and get a SHA-256)."""
 
+    def close(self) -> None:  # noqa: B027
+        """Let go of connections, whatever happened."""
+
     def publish(self) -> None:  # noqa: B027  (most have nothing to do)
         """Do what makes the generation the one that others see, right before ``index.json`` names it."""
 

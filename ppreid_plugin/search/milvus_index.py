@@ -108,7 +108,8 @@ class MilvusIndex(GalleryIndex):
         if options["uri"]:
             connection = MilvusConnection(options["uri"], options["timeout_s"])
             try:
-                connection.call("drop_collection", options["_collection"])
+                if connection.call("has_collection", options["_collection"]):
+                    connection.call("drop_collection", options["_collection"])
             finally:
                 connection.close()
 

@@ -107,7 +107,7 @@ class MilvusWriter(IndexWriter):
             )
         if self._options["uri"]:
             return {}
-        self._close()
+        self.close()
         return {DATABASE: False}
 
     def publish(self) -> None:
@@ -115,7 +115,7 @@ class MilvusWriter(IndexWriter):
         if self._options["uri"]:
             there = self._check_alias()
             self._connection.call("alter_alias" if there else "create_alias", self._name, self._options["collection"])
-            self._close()
+            self.close()
 
     @property
     def _connection(self) -> MilvusConnection:
@@ -123,7 +123,8 @@ class MilvusWriter(IndexWriter):
             self._open = MilvusConnection(place_of(self._folder, self._options), self._options["timeout_s"])
         return self._open
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the connection, and the embedded file."""
         if self._open is not None:
             self._open.close()
             self._open = None

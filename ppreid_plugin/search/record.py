@@ -95,6 +95,22 @@ def read_record(folder: Path) -> IndexRecord | None:
     return record
 
 
+def content_of(record: IndexRecord) -> dict[str, Any]:
+    """Return what decides the content of a generation: two builds that agree in it make the same files."""
+    return {
+        "backend": record.backend,
+        "options": asked_options(record.options),
+        "manifest_sha256": record.release["manifest_sha256"],
+        "rows": record.rows,
+        "opted_out": record.opted_out,
+    }
+
+
+def asked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options without what a backend drew for one build: keys with an underscore in front."""
+    return {key: value for key, value in options.items() if not key.startswith("_")}
+
+
 def carried_metadata(release: Release) -> dict[str, Any]:
     """Return what an index carries of the manifest, with the ledger's scope and the release's last record in it.
 
