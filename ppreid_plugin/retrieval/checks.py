@@ -5,6 +5,7 @@ Everything is checked before the first product, so a wrong call fails in millise
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ Features: TypeAlias = "np.ndarray | torch.Tensor"
 Labels: TypeAlias = "np.ndarray | torch.Tensor | Sequence[int]"
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
+_SUMMED = 2**20  # numbers at once
 _ROWS_NAMED = 5
 
 
@@ -104,8 +106,9 @@ def as_feature_pair(query_features: Features, gallery_features: Features) -> tup
 
 def require_finite(name: str, matrix: torch.Tensor, *, infinity_allowed: bool = False) -> None:
     """Raise ValueError if a row of ``matrix`` holds NaN (or infinity), naming how many rows and the first few."""
-    if bool(torch.isfinite(matrix.sum(dtype=torch.float64))):  # the fast way out; it fails on NaN, infinity or overflow
-        return
+    parts = matrix.split(max(1, _SUMMED // matrix.shape[1]))  # torch sums in float64 by way of a copy
+    if all(math.isfinite(float(part.sum(dtype=torch.float64))) for part in parts):
+        return  # the fast way out; it fails on NaN, infinity or overflow
     bad = torch.isnan(matrix).any(dim=1) if infinity_allowed else ~torch.isfinite(matrix).all(dim=1)
     rows = torch.nonzero(bad).flatten().tolist()
     if rows:
