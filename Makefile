@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 EPSILON ?= 16
 DEMO_ARGS ?=
+# such as --benchmark-json=bench.json, or -k extraction
+BENCH_ARGS ?=
 RUN = $(VENV)/bin/python
 # two test processes with one thread each: more threads than cores wait for each other
 TEST_PROCESSES ?= 2
@@ -21,7 +23,7 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.installed
-	$(RUN) -m pytest tests/benchmarks -s --benchmark-columns=min,median,rounds
+	$(RUN) -m pytest tests/benchmarks -s --benchmark-columns=min,median,rounds $(BENCH_ARGS)
 
 docs: $(VENV)/.installed
 	$(RUN) tools/write_docs.py

@@ -178,6 +178,8 @@ def run(main: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None)
     keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
+        if (processes := ranks.started()) > 1 and main not in (train, extract_features):
+            raise ConfigError(f"torchrun started {processes} processes of a command that works in one: start it alone.")
         main(arguments)
     except USER_ERRORS as error:
         if "--debug" in arguments:

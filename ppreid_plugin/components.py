@@ -97,7 +97,11 @@ class Component:
         """Make the modules. Called once, when the engine is constructed."""
 
     def trainables(self) -> dict[str, Trainable]:
-        """Modules by name: torchreid saves each under ``save_dir/<name>``."""
+        """Modules by name: torchreid saves each under ``save_dir/<name>``.
+
+        Under ``torchrun`` their gradients are averaged before each step of these optimizers: every process must take
+        as many (`ppreid_plugin.ranks.anywhere` tells whether any has something to learn from).
+        """
         return {}
 
     def loss_terms(self, batch: Batch) -> dict[str, Tensor]:

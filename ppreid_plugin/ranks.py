@@ -18,6 +18,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def started() -> int:
+    """Return the number of processes that ``torchrun`` started, whether they have joined or not; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
 def world_size() -> int:
     """Return the number of ranks."""
     return dist.get_world_size() if _joined() else 1
@@ -75,7 +80,7 @@ def joined(*, use_gpu: bool, timeout_s: float) -> Iterator[None]:
     Raises:
         RuntimeError: fewer GPUs than ranks on this machine.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+    if started() == 1:
         yield
         return
     if use_gpu:

@@ -71,6 +71,9 @@ def check_the_few_things(rank):
         shared = torch.full((3,), float(rank))
         ranks.share_from_first([shared])
         assert shared.tolist() == [0.0] * 3
+        flags = torch.tensor(rank == 0), torch.tensor([rank, 7])
+        ranks.share_from_first(list(flags))
+        assert (flags[0].item(), flags[1].tolist()) == (True, [0, 7])
 
         both, one, nobody = (nn.Parameter(torch.zeros(2, 2)) for _ in range(3))
         optimizer = torch.optim.SGD([{"params": [both, one]}, {"params": [nobody]}], lr=1.0)
@@ -164,6 +167,16 @@ def test_alone_nothing_is_done_together(monkeypatch):
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
         average_gradients(optimizer)
         assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_a_command_that_works_alone_is_not_run_twice(monkeypatch, capsys):
+    ran = []
+    assert cli.run(ran.append, ["now"]) == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert cli.run(ran.append, ["never"]) == 2
+    assert ran == [["now"]]
+    assert "torchrun started 2 processes of a command that works in one" in capsys.readouterr().err
 
 
 @pytest.fixture
