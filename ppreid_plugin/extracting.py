@@ -76,10 +76,11 @@ def extract(
         extracted = Extracted(torch.cat(features), np.asarray(pids), np.asarray(camids))
     seconds = time.perf_counter() - start
     count, dim = extracted.features.shape
-    reused = "" if rows is None or len(rows) == count else f", {count - len(rows)} of them kept from before"
+    made_here = count if rows is None else len(rows)
+    whence = "" if made_here == count else f", {count - made_here} of them kept from before or made by other processes,"
     print(
-        f"Extracted {description}: {count} x {dim}{reused} in {seconds:.1f} s "
-        f"({count / max(seconds, 1e-9):.0f} a second)"
+        f"Extracted {description}: {count} x {dim}{whence} in {seconds:.1f} s "
+        f"({made_here / max(seconds, 1e-9):.0f} a second)"
     )
     _check_finite(extracted.features, description, items)
     return extracted
