@@ -138,6 +138,15 @@ def test_the_same_again_does_nothing(tmp_path, drawn):
     assert build_index(drawn().folder, tmp_path / "i", options={"storage": "int8"}).generation == "rows-0002"
 
 
+def test_another_draw_of_the_same_rows_is_not_the_same(tmp_path, drawn):
+    build_index(drawn().folder, tmp_path / "i")
+    before = content(tmp_path / "i")
+    assert build_index(drawn(**LATER).folder, tmp_path / "i").release["release"] == "b-0001"
+    after = content(tmp_path / "i")
+    assert list(after) == list(before)
+    assert not any(np.array_equal(after[name][2], before[name][2]) for name in before)
+
+
 def test_deleted_people_are_gone_from_the_disk_and_stay_out(tmp_path, drawn, caplog):
     caplog.set_level(logging.WARNING)
     stored = drawn()
@@ -346,7 +355,10 @@ def test_stopped_at_any_step_the_earlier_rows_are_searched_and_the_same_command_
     passed = stop_at(step, 3 if step in ("written", "journaled") else 1)
     with pytest.raises(KeyboardInterrupt):
         build_index(later, tmp_path / "i", batch_rows=5)
-    assert list(content(tmp_path / "i")) == list(before if step != "replaced" else content(tmp_path / "whole"))
+    searched, expected = content(tmp_path / "i"), before if step != "replaced" else content(tmp_path / "whole")
+    assert list(searched) == list(expected)
+    assert all(np.array_equal(searched[name][2], row) for name, (_, _, row) in expected.items())
+    assert read_record(tmp_path / "i").release["release"] == ("a-0001" if step != "replaced" else "b-0001")
     # a step is passed before the stop: the third batch was not recorded yet when it was "written"
     recorded = {"written": 2, "journaled": 3}.get(step, 0 if step in ("planned", "begun") else 5)
     passed = stop_at("never")
@@ -370,7 +382,12 @@ def test_a_batch_that_was_written_but_not_recorded_is_written_again(tmp_path, dr
     rows.flush()
     with (tmp_path / "i/rows-0001/journal.jsonl").open("ab") as stream:
         stream.write(b'{"rows": 2')  # cut off
-    build_index(drawn().folder, tmp_path / "i", batch_rows=10)
+    stop_at("journaled")
+    with pytest.raises(KeyboardInterrupt):
+        build_index(drawn().folder, tmp_path / "i", batch_rows=5)
+    passed = stop_at("never")
+    build_index(drawn().folder, tmp_path / "i", batch_rows=5)
+    assert passed.count("written") == 2  # of the 24 rows the last nine
     assert files(tmp_path / "i") == files(tmp_path / "whole")
 
 

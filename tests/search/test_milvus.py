@@ -88,6 +88,22 @@ def test_equal_rows_come_in_row_order(tmp_path):
             assert hits.numbers.tolist() == order
 
 
+def test_the_order_is_ours_whatever_order_the_server_answers_in(tmp_path, monkeypatch):
+    with index_of(tmp_path / "i", SOURCE, "milvus") as index:
+        expected = index.search(QUERIES, 6)
+        call = index._connection.call
+
+        def reversed_hits(name, *arguments, **more):
+            answer = call(name, *arguments, **more)
+            return [list(hits)[::-1] for hits in answer] if name == "search" else answer
+
+        monkeypatch.setattr(index._connection, "call", reversed_hits)
+        for one, other in zip(index.search(QUERIES, 6), expected, strict=True):
+            assert one.row_ids == other.row_ids
+            np.testing.assert_array_equal(one.scores, other.scores)
+            assert one.pids.tolist() == other.pids.tolist()
+
+
 @pytest.mark.parametrize("where", ["embedded", "server"])
 def test_build_update_delete_and_people(tmp_path, drawn, server, where):
     options = {"uri": server} if where == "server" else {}
