@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ppreid_plugin import toolbox
+from ppreid_plugin.retrieval import evaluate_distances
 from ppreid_plugin.retrieval.engine_ranking import SelfDistances, exact_ranking
 from ppreid_plugin.toolbox import metrics, utils
 
@@ -56,6 +57,19 @@ def test_the_engine_asks_for_it(make_engine, run_engine, self_distances):
     run_engine(plain)
     name = "synthetic_pedestrians"
     assert engine.results[name].clean.mAP != plain.results[name].clean.mAP
+
+
+@pytest.mark.parametrize("exclude_same_camera", [True, False])
+def test_cuhk03s_metric_is_the_expectation_in_print_and_in_the_result(exclude_same_camera):
+    rng = np.random.default_rng(0)
+    case = rng.random((6, 40)), np.arange(6), np.arange(40) % 8, np.zeros(6, int), np.arange(40) % 3
+    with exact_ranking(exclude_same_camera=exclude_same_camera, max_rank=5) as results:
+        cmc, mAP = metrics.evaluate_rank(*case, use_metric_cuhk03=True)
+        metrics.evaluate_rank(*case)
+    wanted = evaluate_distances(*case, protocol="cuhk03", max_rank=5)
+    assert (cmc.tolist(), mAP) == (wanted.cmc.tolist(), wanted.mAP)
+    assert results[0].cmc.tolist() == cmc.tolist() != results[1].cmc.tolist()
+    assert (results[0].mAP == results[1].mAP) == exclude_same_camera  # CUHK03's metric always leaves out
 
 
 def test_all_names_are_given_back_after_an_error():
