@@ -159,4 +159,5 @@ def test_the_shipped_plan_is_one(tmp_path):
     assert len({one.measured for one in work}) == len(plan.rows) * len(plan.seeds)
     by_name = {one.row.name: one for one in work if one.seed == 1}
     assert by_name["two_stage"].training == by_name["one_stage"].training
-    assert len({one.training for one in work}) == 14 * len(plan.seeds)
+    assert len({one.training for one in work}) == 16 * len(plan.seeds)
+    assert plan.config(by_name["erasure"].row, 1).privacy.erasure.attributes[0] == "gender"
