@@ -39,7 +39,7 @@ TORCHREID_OPTIONS: dict[str, tuple[Any, str]] = {
     "market1501.use_500k_distractors": (False, "add the 500k distractors to Market-1501's gallery"),
     "cuhk03.labeled_images": (False, "CUHK03: labeled boxes instead of detected ones"),
     "cuhk03.classic_split": (False, "CUHK03: the classic split"),
-    "cuhk03.use_metric_cuhk03": (False, "CUHK03: single-gallery-shot metric"),
+    "cuhk03.use_metric_cuhk03": (False, "CUHK03: single-gallery-shot metric, as the exact expectation of its draws"),
     "sampler.train_sampler": ("RandomSampler", "sampler of the source train loader"),
     "sampler.train_sampler_t": ("RandomSampler", "sampler of the target train loader"),
     "sampler.num_instances": (4, "images an identity in a batch (RandomIdentitySampler)"),
