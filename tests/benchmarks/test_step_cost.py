@@ -1,12 +1,16 @@
 """Cost of a training step with privacy on, against off, in turn in one run: OSNet x0.25, 256 x 128, batch 32."""
 
+import multiprocessing
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 PRIVACY = ("privacy.deid.enabled", True, "privacy.adversary.enabled", True)
+FORK = multiprocessing.get_context("fork")
 SIZE = ("data.height", 256, "data.width", 128, "train.batch_size", 32)
 
 
@@ -42,3 +46,36 @@ def test_step_cost(make_engine, benchmark, loss):
     spread = f"{len(ratios)} pairs, {min(ratios):.3f} to {max(ratios):.3f}"
     print(f"\n{loss}: a private step costs {ratio:.3f} of a plain one (median of {spread})")
     assert ratio < 2.0
+
+
+def peak_mib():
+    lines = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(lines[0].split()[1]) / 1024
+
+
+def steps(make_engine, options, answers):
+    """Take three steps in a process of its own, and answer by how much its peak grew."""
+    torch.set_num_threads(1)
+    before = peak_mib()
+    engine = make_engine(*options)
+    engine.max_epoch = 1
+    engine.set_model_mode("train")
+    batch = next(iter(engine.train_loader))
+    for _ in range(3):
+        engine.forward_backward(batch)
+    answers.put(peak_mib() - before)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the memory peak where Linux shows it")
+def test_step_memory(make_engine):
+    torch.set_num_threads(1)
+    peaks = {}
+    for name, options in {"plain": SIZE, "private": (*SIZE, *PRIVACY)}.items():
+        answers = FORK.SimpleQueue()
+        process = FORK.Process(target=steps, args=(make_engine, options, answers))
+        process.start()
+        peaks[name] = answers.get()
+        process.join()
+    ratio = peaks["private"] / peaks["plain"]
+    print(f"\nthree steps: {peaks['plain']:.0f} MiB plain, {peaks['private']:.0f} MiB private, {ratio:.3f} times")
+    assert ratio < 1.1
