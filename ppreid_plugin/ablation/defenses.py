@@ -164,7 +164,7 @@ def _concepts(train: LeakageSet, attributes: Sequence[str], who: str) -> npt.NDA
             )
     if not known:
         raise ValueError(f"{who} has no attributes to take out. Give labels: --labels FILE")
-    return np.stack([train.attributes[name] for name in attributes or train.attributes], axis=1)
+    return train.concepts(attributes or train.attributes)
 
 
 def _fitted(learned: npt.NDArray[np.float64] | None, name: str) -> npt.NDArray[np.float64]:

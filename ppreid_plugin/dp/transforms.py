@@ -53,7 +53,7 @@ class PublicTransform(ABC):
         rows, _ = to_rows(features)
         if not rows.numel():
             raise ValueError(f"features has shape {tuple(rows.shape)}, must hold at least one training row to fit on.")
-        self.fit_rows(rows, _checked_pids(pids, len(rows)) if self.needs_pids else None)
+        self.fit_rows(rows, checked_pids(pids, len(rows)) if self.needs_pids else None)
         self.fitted, self.fitted_rows = True, len(rows)
         return self
 
@@ -255,7 +255,8 @@ def frozen(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return values
 
 
-def _checked_pids(pids: npt.ArrayLike | torch.Tensor | None, rows: int) -> npt.NDArray[np.int64]:
+def checked_pids(pids: npt.ArrayLike | torch.Tensor | None, rows: int) -> npt.NDArray[np.int64]:
+    """Return labels of people (rows,) as int64; raise ValueError if they are none, or not one a row."""
     if pids is None:
         raise ValueError("pids is None, but this transform learns from labels. Pass fit(features, pids).")
     labels = pids.detach().cpu().numpy() if isinstance(pids, torch.Tensor) else np.asarray(pids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,6 +106,10 @@ class LeakageSet:
         return dataclasses.replace(
             self, features=np.asarray(features), protection=protection, clean=clean, redraw=redraw
         )
+
+    def concepts(self, names: Iterable[str]) -> npt.NDArray[np.int64]:
+        """Return the attributes of these names side by side, (n, number of names); -1 where not known."""
+        return np.stack([self.attributes[name] for name in names], axis=1)
 
     @property
     def people(self) -> LeakageSet:

@@ -6,8 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from .erasure import Leace
 from .inputs import Labeler, load_set
 
@@ -47,8 +45,7 @@ def erase_command(argv: Sequence[str]) -> Leace:
             "--attributes or --market-attributes."
         )
     names = sorted(rows.attributes)
-    concepts = np.stack([rows.attributes[name] for name in names], axis=1)
-    leace = Leace(center=not args.no_center).fit_concepts(rows.features, concepts)
+    leace = Leace(center=not args.no_center).fit_concepts(rows.features, rows.concepts(names))
     leace.save(out)
     stated = leace.describe()
     print(

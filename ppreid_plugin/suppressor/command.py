@@ -6,8 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ..leakage.inputs import Labeler, load_set
 from ..registry import closest
 from ..report.record import write_json
@@ -79,8 +77,8 @@ def suppressor_command(argv: Sequence[str]) -> Suppressor | Front:
         print(front.table())
         print(f"Written: '{out}'")
         return front
-    concepts = np.stack([rows.attributes[name] for name in names], axis=1)
-    fitted = Suppressor(erasure=args.erasure[0], **settings).fit_people(rows.features, rows.pids, concepts)
+    fitted = Suppressor(erasure=args.erasure[0], **settings)
+    fitted.fit_people(rows.features, rows.pids, rows.concepts(names))
     fitted.save(out)
     last = ", ".join(f"{name} {value:.4g}" for name, value in fitted.losses[-1].items())
     print(f"Suppressed {', '.join(names)}, fitted on {fitted.fitted_rows} training rows. Losses: {last}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -12,7 +10,7 @@ from torch.nn import functional as F
 
 from ..aware.contrastive import supervised_contrastive
 from ..dp.arrays import directions, to_rows
-from ..dp.transforms import frozen, normalized
+from ..dp.transforms import checked_pids, frozen, normalized
 from ..leakage.erasure import checked_concepts
 from ..progress import track
 from ..suppression.erasure import class_offsets
@@ -135,14 +133,13 @@ class SuppressorFit:
         sums = rows.new_zeros(int(people.max()) + 1, rows.shape[1]).index_add(0, people, rows)
         proxies = nn.Parameter(F.normalize(sums, dim=1))
         optimizer = torch.optim.AdamW([*network.parameters(), proxies], lr=self.lr, weight_decay=self.weight_decay)
-        steps = self.epochs * len(list(self._batches(len(rows), generator)))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
-        generator.manual_seed(self.seed)
+        size = min(self.batch, len(rows))
+        batches = len(rows) // size  # all of one length: what does not fill a batch is left out
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=self.epochs * batches)
         self.losses = []
         for _ in track(range(self.epochs), "suppressor"):
             total: dict[str, float] = {}
-            taken = list(self._batches(len(rows), generator))
-            for chosen in taken:
+            for chosen in torch.randperm(len(rows), generator=generator)[: batches * size].split(size):
                 terms = self._terms(
                     network(rows[chosen]), rows[chosen], proxies, people[chosen], labels[chosen], counts
                 )
@@ -151,7 +148,7 @@ class SuppressorFit:
                 optimizer.step()
                 schedule.step()
                 for name, (_, term) in terms.items():
-                    total[name] = total.get(name, 0.0) + float(term.detach()) / len(taken)
+                    total[name] = total.get(name, 0.0) + float(term.detach()) / batches
             self.losses.append(total)
         return network
 
@@ -172,18 +169,9 @@ class SuppressorFit:
         terms["distillation"] = (self.distillation, (similar - given @ given.T).square().mean())
         return terms
 
-    def _batches(self, rows: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Return the rows' places in random order, all of one length: what does not fill a batch is left out."""
-        size = min(self.batch, rows)
-        order = torch.randperm(rows, generator=generator)
-        return iter(order[: rows // size * size].split(size))
-
 
 def _people(pids: npt.ArrayLike | Tensor, rows: int) -> Tensor:
-    given = pids.detach().cpu().numpy() if isinstance(pids, Tensor) else np.asarray(pids)
-    if given.shape != (rows,) or given.dtype.kind not in "iu":
-        raise ValueError(f"pids has shape {given.shape} of {given.dtype}, must be ({rows},), whole numbers.")
-    people, places = np.unique(given, return_inverse=True)
+    people, places = np.unique(checked_pids(pids, rows), return_inverse=True)
     if len(people) < 2 or len(people) == rows:
         raise ValueError(f"pids names {len(people)} people in {rows} rows; must be at least 2, one of them twice.")
     return torch.from_numpy(places)

@@ -115,7 +115,7 @@ def suppressor_front(
     """
     if missing := sorted(set(suppressed) - set(train.attributes)):
         raise ValueError(f"the training rows have no attribute {', '.join(missing)}.")
-    concepts = np.stack([train.attributes[name] for name in suppressed], axis=1)
+    concepts = train.concepts(suppressed)
     points = [FrontPoint(None, *_ranked(held_out), {name: 1.0 for name in held_out.attributes})]
     for weight in weights:
         fitted = Suppressor(erasure=weight, **settings).fit_people(train.features, train.pids, concepts)
