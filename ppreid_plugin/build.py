@@ -146,6 +146,8 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
         path = resolve(cfg.model.load_weights)
         missing = load_weights(model, path, model_name=cfg.model.name)
         print(f"Loaded weights from '{path}'" + (f"; newly initialized: {', '.join(missing)}" if missing else ""))
+    if cfg.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # convolutions lay their images out as their weights are
     if cfg.use_gpu:
         model = model.cuda()
         if torch.cuda.device_count() > 1 and ranks.world_size() == 1:

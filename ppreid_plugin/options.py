@@ -66,6 +66,10 @@ TORCHREID_OPTIONS: dict[str, tuple[Any, str]] = {
     "train.seed": (1, "seed of everything that may be seeded (never of a release)"),
     "train.rank_timeout_s": (1800.0, "seconds until a process of torchrun that does not answer is given up (ours)"),
     "train.amp": (False, "bfloat16 autocast of the model's forward pass; same as --amp (ours)"),
+    "train.channels_last": (
+        False,
+        "weights and images laid out channels last: same training to rounding, faster on a CPU and under amp (ours)",
+    ),
     "sgd.momentum": (0.9, "momentum of sgd and rmsprop"),
     "sgd.dampening": (0.0, "dampening of sgd"),
     "sgd.nesterov": (False, "Nesterov momentum"),

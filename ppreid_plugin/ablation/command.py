@@ -15,7 +15,7 @@ from ..dp.journal import write_file
 from ..registry import closest
 from ..report.record import environment, write_json
 from .defense import DEFENSES
-from .plan import METRICS, Plan, load_plan
+from .plan import METRICS, SCORED_ON, Plan, load_plan
 from .runner import Runner
 from .table import render, summarize
 
@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add("--judge-model", metavar="NAME", help="independent torchreid model, instead of measures.judge")
     add("--judge-weights", metavar="FILE", help="its checkpoint, or zoo:NAME")
     add("--metric", choices=METRICS, help="distance of the table's figures, instead of measures.metric")
+    add("--scored-on", choices=SCORED_ON, help="people of all figures, instead of measures.scored_on")
     add("--out", default="log/ablation", metavar="DIR", help="folder of everything that is written")
     add("--list", action="store_true", help="print the rows and how far they are; write nothing")
     add("--dry-run", action="store_true", help="check everything, print what would be done; train nothing")
@@ -79,6 +80,7 @@ def ablation_command(argv: Sequence[str]) -> dict[str, Any]:
         "reference": plan.reference.name,
         "seeds": list(plan.seeds),
         "metric": plan.measures.metric,
+        "scored_on": plan.measures.scored_on,
         "chosen_on": "nothing",
         **summary,
         "records": found,
@@ -98,6 +100,7 @@ def _plan(args: argparse.Namespace, options: list[str]) -> Plan:
         "judge": args.judge_model,
         "judge_weights": args.judge_weights,
         "metric": args.metric,
+        "scored_on": args.scored_on,
     }
     for key, value in (("data.root", args.root), ("data.sources", args.sources), ("data.targets", args.targets)):
         if value is not None:
@@ -110,6 +113,8 @@ def _page(summary: dict[str, Any], style: str, plan: Plan) -> str:
     count = len(plan.seeds)
     over = f"mean ± half of the 95 % interval over {count} seeds" if count > 1 else "one seed: no interval"
     comment = "% " if style.startswith("latex") else ""
+    if plan.measures.scored_on == "validation":
+        over += "; people held out of training, not the gallery"
     parts = [f"{comment}{over}. Leakage: 0 as without looking at the features, 100 % as '{plan.reference.name}'."]
     parts.append(render(summary, style))
     if len(summary["rows"]) > 1:

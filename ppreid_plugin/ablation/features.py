@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from yacs.config import CfgNode
 
 from .. import build
 from ..config import disable_privacy
 from ..data.attributes import ByPerson, load_attributes
+from ..data.validation import split_query_gallery
 from ..dp.feature_files import save_features
 from ..evaluation import Extracted
 from ..extraction import extract_splits
@@ -18,15 +20,11 @@ from ..leakage.market_attributes import with_attributes
 from ..registry import closest
 from ..report.sweep import load_split
 
-SPLITS = ("train", "query", "gallery")
+# the splits that are extracted, by the people whom a row is scored on: attackers learn from the first
+SPLITS = {"gallery": ("train", "query", "gallery"), "validation": ("train", "validation")}
 
 
-def features_there(folder: Path) -> bool:
-    """Whether all splits are extracted."""
-    return all((folder / f"{split}.npz").is_file() for split in SPLITS)
-
-
-def extract(cfg: CfgNode, weights: Path, fingerprint: str, folder: Path) -> None:
+def extract(cfg: CfgNode, weights: Path, fingerprint: str, folder: Path, scored_on: str = "gallery") -> None:
     """Write the splits that are missing; each file is complete or not there.
 
     Args:
@@ -34,8 +32,9 @@ def extract(cfg: CfgNode, weights: Path, fingerprint: str, folder: Path) -> None
         weights: checkpoint.
         fingerprint: of the weights.
         folder: of these features alone.
+        scored_on: gallery or validation.
     """
-    missing = [split for split in SPLITS if not (folder / f"{split}.npz").is_file()]
+    missing = [split for split in SPLITS[scored_on] if not (folder / f"{split}.npz").is_file()]
     if not missing:
         return
     cfg = cfg.clone()
@@ -50,9 +49,17 @@ def extract(cfg: CfgNode, weights: Path, fingerprint: str, folder: Path) -> None
         save_features(folder / f"{split}.npz", arrays, model=fingerprint)
 
 
-def retrieval_sets(folder: Path) -> tuple[Extracted, Extracted]:
-    """Return query and gallery."""
-    return load_split(str(folder / "query.npz")), load_split(str(folder / "gallery.npz"))
+def retrieval_sets(
+    folder: Path, scored_on: str = "gallery", *, exclude_same_camera: bool = True
+) -> tuple[Extracted, Extracted]:
+    """Return query and gallery; of validation people those that training evaluates (`split_query_gallery`)."""
+    if scored_on == "gallery":
+        return load_split(str(folder / "query.npz")), load_split(str(folder / "gallery.npz"))
+    rows = load_split(str(folder / "validation.npz"))
+    items = list(zip(range(len(rows.pids)), rows.pids.tolist(), rows.camids.tolist(), strict=True))
+    split = split_query_gallery(items, exclude_same_camera=exclude_same_camera)
+    places = [np.isin(np.arange(len(items)), [item[0] for item in half]) for half in split]
+    return rows.take(places[0]), rows.take(places[1])
 
 
 def probed_attributes(labels: str, names: tuple[str, ...]) -> ByPerson | None:
@@ -78,23 +85,27 @@ def probed_attributes(labels: str, names: tuple[str, ...]) -> ByPerson | None:
     return {pid: {name: one[name] for name in one if name in kept} for pid, one in people.items()}
 
 
-def attacked_sets(folder: Path, cfg: CfgNode, people: ByPerson | None) -> tuple[LeakageSet, LeakageSet]:
-    """Return training rows and gallery with their images (files below ``data.root``) and attributes.
+def attacked_sets(
+    folder: Path, cfg: CfgNode, people: ByPerson | None, scored_on: str = "gallery"
+) -> tuple[LeakageSet, LeakageSet]:
+    """Return training rows, and those that are scored, with their images (files below ``data.root``) and attributes.
 
     Args:
         folder: of the features.
         cfg: configuration of the row.
         people: from `probed_attributes`.
+        scored_on: gallery or validation.
 
     Raises:
         ValueError: people without labels.
     """
-    background = tuple(cfg.privacy.gallery.background_pids)
+    # training people, whom validation people were, have no background: torchreid numbers them from 0
+    background = tuple(cfg.privacy.gallery.background_pids) if scored_on == "gallery" else ()
     train = load_set(folder / "train.npz", (), cfg.data.root)
-    gallery = load_set(folder / "gallery.npz", background, cfg.data.root)
+    scored = load_set(folder / f"{scored_on}.npz", background, cfg.data.root)
     if people is None:
-        return train, gallery
+        return train, scored
     return (
         with_attributes(train, people, named=True, what="the training rows"),
-        with_attributes(gallery, people, named=True, what="the gallery"),
+        with_attributes(scored, people, named=True, what=f"the {scored_on} rows"),
     )

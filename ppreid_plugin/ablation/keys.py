@@ -16,7 +16,7 @@ from ..dp.feature_files import model_fingerprint
 from ..options import OPTIONS
 from .plan import Measures
 
-# keys that change nothing of what training makes
+# keys that change nothing of what training makes, but for rounding
 _NOT_TRAINING = (
     "data.save_dir",
     "data.download",
@@ -25,7 +25,9 @@ _NOT_TRAINING = (
     "model.resume",
     "privacy.gallery.",
     "test.",
+    "train.channels_last",
     "train.print_freq",
+    "train.rank_timeout_s",
     "train.start_epoch",
     "use_gpu",
 )
@@ -73,10 +75,11 @@ def features_key(cfg: CfgNode) -> str:
 
 def measured_key(cfg: CfgNode, reference: CfgNode, defense: str, measures: Measures) -> str:
     """Return the name of the figures of a row with one seed, beside a reference row."""
+    scored = "" if measures.scored_on == "gallery" else f" {measures.scored_on}"
     gallery = [key for key in OPTIONS if key.startswith("privacy.gallery.")] if cfg.privacy.gallery.enabled else []
     return digest(
         {
-            "features": features_key(cfg),
+            "features": features_key(cfg) + scored,
             "reference": features_key(reference),
             "gallery": _values(cfg, gallery),
             "defense": defense,
@@ -85,7 +88,7 @@ def measured_key(cfg: CfgNode, reference: CfgNode, defense: str, measures: Measu
             "measures": {
                 name: model_fingerprint(value) if name in ("labels", "judge_weights") else value
                 for name, value in dataclasses.asdict(measures).items()
-                if name != "metric"
+                if name not in ("metric", "scored_on")
             },
         }
     )

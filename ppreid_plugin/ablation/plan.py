@@ -23,6 +23,7 @@ from ..suppression import DEID_TARGETS
 from .defense import build_defense
 
 METRICS = ("cosine", "euclidean")
+SCORED_ON = ("gallery", "validation")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Measures:
 
     Attributes:
         metric: distance of the figures in the table (the JSON file has both): cosine or euclidean.
+        scored_on: gallery, or validation: people held out of training (``privacy.validation.ids_fraction``), to choose
+            weights by before the gallery is looked at.
         attacks: registered attacks.
         attack_seeds: runs of every attack.
         attributes: attributes that are probed; empty: all that ``labels`` has.
@@ -40,11 +43,12 @@ class Measures:
         deid_target: De-ID target T of the L_deid column and of the reconstruction attack; empty: no such column.
         deid_steps: batches of 64 that the fresh De-ID decoder learns from.
         inversion_steps: batches of 256 that the inversion decoder learns from.
-        test_rows: gallery rows that are reconstructed (0: all).
+        test_rows: rows that are reconstructed (0: all).
         step_pairs: pairs of training steps that are timed (0: no cost column).
     """
 
     metric: str = "cosine"
+    scored_on: str = "gallery"
     attacks: tuple[str, ...] = ("identification", "attributes", "reconstruction")
     attack_seeds: int = 3
     attributes: tuple[str, ...] = ()
@@ -231,6 +235,8 @@ def _measures(given: Mapping[str, Any], path: Path) -> Measures:
     made = Measures(**values)
     if made.metric not in METRICS:
         raise ConfigError(f"{path} has measures.metric {made.metric!r}; allowed: {', '.join(METRICS)}.")
+    if made.scored_on not in SCORED_ON:
+        raise ConfigError(f"{path} has measures.scored_on {made.scored_on!r}; allowed: {', '.join(SCORED_ON)}.")
     if made.attack_seeds < 1 or not made.deid_steps or not made.inversion_steps:
         raise ConfigError(f"{path}: measures.attack_seeds, deid_steps and inversion_steps must be >= 1.")
     if bool(made.judge) != bool(made.judge_weights):

@@ -23,7 +23,7 @@ from ..report.record import environment, write_json
 from .cost import step_cost
 from .defense import Defense, build_defense
 from .deid_probe import DeIDProbe
-from .features import attacked_sets, extract, features_there, probed_attributes, retrieval_sets
+from .features import attacked_sets, extract, probed_attributes, retrieval_sets
 from .gallery_defenses import DPDefense
 from .keys import features_key, measured_key, training_key
 from .measuring import Sets, deid_figures, leakage_figures, retrieval_figures
@@ -73,6 +73,11 @@ class Runner:
             check_config(one.cfg)
             build.build_components(one.cfg)
             self._defense(one)
+            if plan.measures.scored_on == "validation" and not one.cfg.privacy.validation.ids_fraction:
+                raise ConfigError(
+                    f"measures.scored_on is validation, but privacy.validation.ids_fraction of row '{one.row.name}' is "
+                    "0: nobody is held out. Append such as: privacy.validation.ids_fraction 0.4"
+                )
         self._judge: Judge | None = None
         self._sets: tuple[Path, Sets] | None = None  # of the reference that was read last
 
@@ -167,8 +172,8 @@ class Runner:
         with left.step("training", one.training, count=trained_record(one.training) is None):
             record = train(one.cfg, one.training)
         with left.step("measuring", one.measured):
-            if not features_there(one.features):
-                extract(one.cfg, one.training / record["weights"], record["fingerprint"], one.features)
+            weights = one.training / record["weights"]
+            extract(one.cfg, weights, record["fingerprint"], one.features, self.plan.measures.scored_on)
             figures = self._measure(one)
             one.measured.parent.mkdir(parents=True, exist_ok=True)
             write_json({**figures, "environment": environment("cpu")}, one.measured)
@@ -176,13 +181,15 @@ class Runner:
     def _measure(self, one: Work) -> dict[str, Any]:
         measures, cfg = self.plan.measures, one.cfg
         reference = self._reference_sets(one)
-        sets = reference if one.features == one.reference_features else attacked_sets(one.features, cfg, self._people)
+        sets = reference
+        if one.features != one.reference_features:
+            sets = attacked_sets(one.features, cfg, self._people, measures.scored_on)
         defense = self._defense(one)
         if defense is not None:
             defense.fit(sets[0])
         figures: dict[str, Any] = {"row": one.row.name, "seed": one.seed}
         figures["retrieval"] = retrieval_figures(
-            *retrieval_sets(one.features),
+            *retrieval_sets(one.features, measures.scored_on, exclude_same_camera=cfg.test.exclude_same_camera),
             defense,
             seed=one.seed,
             draws=measures.attack_seeds,
@@ -218,7 +225,7 @@ class Runner:
     def _reference_sets(self, one: Work) -> Sets:
         if self._sets is None or self._sets[0] != one.reference_features:
             cfg = self.plan.config(self.plan.reference, one.seed)
-            made = attacked_sets(one.reference_features, cfg, self._people)
+            made = attacked_sets(one.reference_features, cfg, self._people, self.plan.measures.scored_on)
             self._sets = (one.reference_features, made)
         return self._sets[1]
 

@@ -21,6 +21,7 @@ from .. import build
 from ..arguments import engine_run_arguments
 from ..checkpoint import resume
 from ..cli import tee
+from ..data.validation import VALIDATION
 from ..dp.feature_files import model_fingerprint
 from ..report.record import environment, result_to_dict, write_json
 
@@ -68,6 +69,8 @@ def train(cfg: CfgNode, folder: Path) -> dict[str, Any]:
             _set_random_state(torch.load(kept / f"{epoch}-{_RANDOM}", weights_only=True))
             print(f"Continuing after epoch {epoch} of {cfg.train.max_epoch}")
         _keep_every_epoch(engine, folder / _KEPT)
+        if cfg.test.eval_freq < 0:
+            _evaluate_held_out_people_alone(engine)
         engine.run(**engine_run_arguments(cfg))
     best = folder / "model" / "model-best.pth.tar"
     weights = best if engine.best and best.is_file() else folder / "model" / "model-last.pth.tar"
@@ -83,6 +86,13 @@ def train(cfg: CfgNode, folder: Path) -> dict[str, Any]:
     write_json(record, folder / TRAINED)
     shutil.rmtree(folder / _KEPT, ignore_errors=True)
     return record
+
+
+def _evaluate_held_out_people_alone(engine: Any) -> None:
+    """Leave the targets out of the evaluation after training: their features are extracted and measured later, once."""
+    engine.test_loader = {name: loaders for name, loaders in engine.test_loader.items() if name == VALIDATION}
+    if not engine.test_loader:
+        engine.test = lambda *args, **kwargs: 0.0
 
 
 def _keep_every_epoch(engine: Any, folder: Path) -> None:

@@ -62,7 +62,7 @@ def hold_out_people(
     chosen = sorted(np.random.default_rng(seed).permutation(labels)[:count].tolist())
     held_out = set(chosen)
     items = [item for item in trainset.train if item[1] in held_out]
-    query, gallery = _split_query_gallery(items, exclude_same_camera=exclude_same_camera)
+    query, gallery = split_query_gallery(items, exclude_same_camera=exclude_same_camera)
     if not query:
         twice = "by two cameras" if exclude_same_camera else "twice"
         raise DataError(
@@ -110,10 +110,11 @@ def training_set_for_features(datamanager: Any, max_images: int = 0, seed: int =
     return loader_like(like, _with_items(trainset, items, datamanager), generator=generator)
 
 
-def _split_query_gallery(items: list[Item], *, exclude_same_camera: bool) -> tuple[list[Item], list[Item]]:
-    """Query: the first image of a person (and camera). Gallery: all images, or the rest where cameras do not matter.
+def split_query_gallery(items: list[Item], *, exclude_same_camera: bool) -> tuple[list[Item], list[Item]]:
+    """Return query and gallery of items (anything, pid, camid, ...).
 
-    A query image may stand in the gallery as well when gallery rows of its own person and camera are dropped.
+    Query: the first image of a person (and camera). Gallery: all images, or the rest where cameras do not matter. A
+    query image may stand in the gallery as well when gallery rows of its own person and camera are dropped.
     """
     places: dict[int, set[Any]] = {}
     for index, item in enumerate(items):

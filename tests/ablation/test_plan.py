@@ -46,6 +46,7 @@ def test_rows_that_cannot_be_used_are_named(write_plan, rows, message):
         ({"attack_seeds": 0}, "must be >= 1"),
         ({"test_rows": -1}, "measures.test_rows -1, must be a whole number >= 0"),
         ({"deid_steps": "many"}, "measures.deid_steps 'many', must be a whole number"),
+        ({"scored_on": "people"}, "measures.scored_on 'people'; allowed: gallery, validation"),
         ({"metric": "l2"}, "measures.metric 'l2'; allowed: cosine, euclidean"),
         ({"judge": "osnet_x0_25"}, "judge and judge_weights belong together"),
         ({"deid_target": "pixelat"}, "Did you mean 'pixelate'"),

@@ -5,7 +5,7 @@ import torch
 
 from ppreid_plugin import build
 from ppreid_plugin.data.checks import DataError
-from ppreid_plugin.data.validation import VALIDATION, _split_query_gallery, hold_out_people
+from ppreid_plugin.data.validation import VALIDATION, hold_out_people, split_query_gallery
 
 
 def people(items):
@@ -54,7 +54,7 @@ def test_the_choice_depends_on_its_seed_only(make_cfg):
 
 def test_without_cameras_the_first_image_is_the_query_and_not_in_the_gallery():
     items = [("a1", 0, 0), ("a2", 0, 0), ("b1", 1, 0), ("b2", 1, 0), ("c1", 2, 0)]
-    query, gallery = _split_query_gallery(items, exclude_same_camera=False)
+    query, gallery = split_query_gallery(items, exclude_same_camera=False)
     assert [item[0] for item in query] == ["a1", "b1"]
     assert [item[0] for item in gallery] == ["a2", "b2", "c1"]
 
