@@ -76,10 +76,13 @@ class Batch:
 
 
 class Trainable(NamedTuple):
-    """A module with its optimizer and (maybe) scheduler, to be saved and switched by torchreid's engine."""
+    """A module with its optimizer and scheduler, to be saved and switched by torchreid's engine.
+
+    Without an optimizer it is a state that goes with the checkpoint, and no step of the engine moves it.
+    """
 
     module: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | None = None
     scheduler: Any = None
 
 

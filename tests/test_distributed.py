@@ -13,7 +13,7 @@ from torch import nn
 
 from ppreid_plugin import arguments, build, cli, config, feature_shards, ranks
 from ppreid_plugin.checkpoint import resume
-from ppreid_plugin.components import Batch, Trainable
+from ppreid_plugin.components import Batch
 from ppreid_plugin.distributed import average_buffers, average_gradients, in_turn
 from ppreid_plugin.suppression.adversary_members import Member
 from ppreid_plugin.suppression.adversary_steps import learn
@@ -100,7 +100,7 @@ def learn_where_one_rank_has_nobody(rank, out):
         optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
         average_gradients(optimizer)
         adversary = SimpleNamespace(
-            members=[Member("m", Trainable(module, optimizer), torch.tensor([True, False]), None)],
+            members=[Member("m", module, optimizer, None, torch.tensor([True, False]), None)],
             steps=2,
             name="m",
             sample_weights=lambda part: None,

@@ -142,12 +142,13 @@ class ReleaseAware(Component):
             codebook = LearnedCodebook(self.codewords, self.levels, context.feature_dim, self.assignment_temperature)
         self.state = ReleaseAwareState(context.feature_dim, codebook).to(context.device)
         self._optimizer = None if codebook is None else torch.optim.Adam(codebook.parameters(), lr=self.lr)
-        with_schedule = self.make_scheduler is not None and self._optimizer is not None
-        self._scheduler = self.make_scheduler(self._optimizer) if with_schedule else None  # type: ignore[misc, arg-type]
+        self._scheduler = None
+        if self.make_scheduler is not None and self._optimizer is not None:
+            self._scheduler = self.make_scheduler(self._optimizer)
 
     def trainables(self) -> dict[str, Trainable]:
         """Center, counters and codebook, saved with the checkpoint."""
-        return {self.name: Trainable(self._state, self._optimizer, self._scheduler)}  # type: ignore[arg-type]
+        return {self.name: Trainable(self._state, self._optimizer, self._scheduler)}
 
     def loss_terms(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted term (nothing at weight 0, and until the codebook has started)."""

@@ -39,9 +39,8 @@ def example_reconstructions(engine: Any, target: str, *, people: int = PEOPLE) -
     decoder = next((part for part in engine.components if isinstance(part, DeIDDecoder)), None)
     if decoder is None or decoder.input != "feature" or target == VALIDATION:
         return None
-    trained = decoder.trainables()[decoder.name]
     items = engine.datamanager.test_dataset[target]["query"]
-    if not trained.optimizer.state or not items or not isinstance(items[0][0], str):
+    if not decoder.has_learned or not items or not isinstance(items[0][0], str):
         return None
     firsts = {item[1]: place for place, item in reversed(list(enumerate(items)))}
     places = sorted(firsts.values())[:people]
@@ -49,7 +48,7 @@ def example_reconstructions(engine: Any, target: str, *, people: int = PEOPLE) -
     if not all(map(is_generated, paths)):
         return None
     engine.set_model_mode("eval")
-    device = next(trained.module.parameters()).device
+    device = next(engine.model.parameters()).device
     dataset = engine.test_loader[target]["query"].dataset
     batch = torch.stack([dataset[place]["img"] for place in places]).to(device)
     decoded = decoder.decode(engine.extract_features(batch)).cpu()

@@ -172,7 +172,7 @@ class Adversary(Component, ABC):
                 optimizer = torch.optim.AdamW(module.parameters(), lr=self.lr, weight_decay=self.weight_decay)
                 scheduler = self.make_scheduler(optimizer) if self.make_scheduler else None
                 name = f"{self.name}-{number + 1}" if number else self.name
-                self._members.append(Member(name, Trainable(module, optimizer, scheduler), learns, attacks))
+                self._members.append(Member(name, module, optimizer, scheduler, learns, attacks))
 
     def trainables(self) -> dict[str, Trainable]:
         """The members' networks."""

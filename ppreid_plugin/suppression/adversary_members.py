@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,26 +30,29 @@ class Member:
 
     Attributes:
         name: as torchreid saves it.
-        trainable: network, optimizer, scheduler.
+        module: the network.
+        optimizer, scheduler: its own; the scheduler may be None.
         learns, attacks: (people,), whether it steps on a person, and gives the encoder a gradient on him; None: all.
     """
 
     name: str
-    trainable: Trainable
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
     learns: Tensor | None
     attacks: Tensor | None
 
     @property
-    def module(self) -> nn.Module:
-        """The network."""
-        return self.trainable.module
+    def trainable(self) -> Trainable:
+        """What the engine saves and switches."""
+        return Trainable(self.module, self.optimizer, self.scheduler)
 
     def restart(self, fresh: nn.Module) -> None:
         """Take the parameters of ``fresh`` and forget the optimizer's moments; buffers and learning rate are kept."""
         with torch.no_grad():
             for own, new in zip(self.module.parameters(), fresh.parameters(), strict=True):
                 own.copy_(new)
-        self.trainable.optimizer.state.clear()
+        self.optimizer.state.clear()
 
 
 def people_folds(num_people: int, people: str, held_out: float, seed: int) -> list[Fold]:

@@ -40,17 +40,17 @@ def learn(adversary: Adversary, read: Tensor, batch: Batch) -> dict[str, float]:
             continue
         if nothing:  # other ranks take a step, in which this one adds no gradient
             for _ in range(adversary.steps):
-                member.trainable.optimizer.zero_grad()
-                member.trainable.optimizer.step()
+                member.optimizer.zero_grad()
+                member.optimizer.step()
             continue
         adversary.observe(member.module, part)
         for step in range(adversary.steps):
             outputs = member.module(seen)
             losses = adversary.sample_losses(outputs, part)
             loss = weighted_mean(losses, weights)
-            member.trainable.optimizer.zero_grad()
+            member.optimizer.zero_grad()
             loss.backward()
-            member.trainable.optimizer.step()
+            member.optimizer.step()
             if step == 0:
                 limit = torch.as_tensor(adversary.bounds(member.module, part), dtype=losses.dtype, device=losses.device)
                 chance = weighted_mean(limit.expand_as(losses), weights)

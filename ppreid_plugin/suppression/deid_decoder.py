@@ -84,6 +84,11 @@ class DeIDDecoder(Component):
         self.network: Decoder | None = None
 
     @property
+    def has_learned(self) -> bool:
+        """Whether the decoder has taken a step."""
+        return bool(self._optimizer.state)
+
+    @property
     def out_channels(self) -> int:
         """Channels of the reconstruction: 3 for each target."""
         return 3 * len(self.targets)
@@ -105,13 +110,12 @@ class DeIDDecoder(Component):
         with isolated_rng(self.seed):
             self.network = DECODERS.get(self.decoder_name)(shape, self.out_channels, self.height, self.width)
         self.network.to(context.device)
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.lr)
-        scheduler = self.make_scheduler(optimizer) if self.make_scheduler else None
-        self._trainable = Trainable(self.network, optimizer, scheduler)
+        self._optimizer = torch.optim.Adam(self.network.parameters(), lr=self.lr)
+        self._scheduler = self.make_scheduler(self._optimizer) if self.make_scheduler else None
 
     def trainables(self) -> dict[str, Trainable]:
         """The decoder network."""
-        return {self.name: self._trainable}
+        return {self.name: Trainable(self._network, self._optimizer, self._scheduler)}
 
     def deidentify(self, images: Tensor, paths: Sequence[str] | None = None) -> Tensor:
         """Return the targets T(x), shape (B, 3 * targets, height, width), for images (B, 3, H, W) in [0, 1].
@@ -151,7 +155,7 @@ class DeIDDecoder(Component):
     def finish_step(self, batch: Batch) -> dict[str, float]:
         """Step the decoder with the gradients of the joint backward pass."""
         # the joint objective scales the decoder's gradient by `weight` too; Adam's step does not depend on that scale
-        self._trainable.optimizer.step()
+        self._optimizer.step()
         return self._figures
 
     @property

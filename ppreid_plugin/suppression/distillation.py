@@ -54,7 +54,7 @@ class SimilarityDistillation(Component):
 
     def trainables(self) -> dict[str, Trainable]:
         """The copy and the centers, saved with the checkpoint: a resumed run has the same teacher."""
-        return {self.name: Trainable(self._state, None)}  # type: ignore[arg-type]
+        return {self.name: Trainable(self._state)}
 
     def loss_terms(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted loss (nothing at weight 0)."""

@@ -70,7 +70,7 @@ class ClassMeanErasure(Component):
 
     def trainables(self) -> dict[str, Trainable]:
         """Center and bank, saved with the checkpoint: a resumed run goes on with the same means."""
-        return {self.name: Trainable(self._state, None)}  # type: ignore[arg-type]
+        return {self.name: Trainable(self._state)}
 
     def loss_terms(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted term (nothing at weight 0, and until the bank is full)."""

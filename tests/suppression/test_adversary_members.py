@@ -149,14 +149,14 @@ def test_a_restart_forgets_the_optimizers_moments_and_keeps_rate_and_statistics(
     adversary.loss_terms(batch)
     adversary.finish_step(batch)
     (member,) = adversary.members
-    member.trainable.optimizer.param_groups[0]["lr"] = 0.002
+    member.optimizer.param_groups[0]["lr"] = 0.002
     mean = member.module.mean_image.clone()
-    assert member.trainable.optimizer.state
+    assert member.optimizer.state
     adversary.begin_epoch(1)
-    assert member.trainable.optimizer.state
+    assert member.optimizer.state
     adversary.begin_epoch(2)
-    assert not member.trainable.optimizer.state
-    assert member.trainable.optimizer.param_groups[0]["lr"] == 0.002
+    assert not member.optimizer.state
+    assert member.optimizer.param_groups[0]["lr"] == 0.002
     assert torch.equal(member.module.mean_image, mean)
     # the optimizer still moves the parameters that the module now has
     before = [p.clone() for p in member.module.parameters()]
