@@ -22,7 +22,6 @@ class FeatureError(ValueError):
     """Extracted features that cannot be used; the message names the images."""
 
 
-@torch.no_grad()
 def extract(
     engine: Any,
     loader: Any,
@@ -56,7 +55,7 @@ def extract(
     size = getattr(loader, "batch_size", 1) or 1
     batches = track(loader, f"Extracting {description}", per_item=size, unit="images") if rows != [] else ()
     for data in batches:
-        with torch.inference_mode(fast):
+        with torch.inference_mode() if fast else torch.no_grad():  # inference_mode(False) would record gradients
             images, batch_pids, batch_camids = engine.parse_data_for_eval(data)
             if engine.use_gpu:
                 images = images.cuda(non_blocking=fast)

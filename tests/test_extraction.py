@@ -35,6 +35,25 @@ def test_features_are_those_of_torchreids_own_extractor(make_engine, pedestrians
     assert [(item[1], item[2]) for item in items] == list(zip(arrays["pids"], arrays["camids"], strict=True))
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_no_graph_of_an_extracted_batch_is_kept(make_engine, fast):
+    engine = make_engine("test.fast_extraction", fast)
+    recording = []
+    original = engine.extract_features
+
+    def extract_features(images):
+        recording.append(torch.is_grad_enabled())
+        made = original(images)
+        assert made.grad_fn is None
+        return made
+
+    engine.extract_features = extract_features
+    engine.test()
+    extract_splits(engine, splits=["query"], fast=fast)
+    assert recording
+    assert not any(recording)
+
+
 def test_every_split_becomes_a_file_that_releases_and_sweeps_read(arguments, tmp_path):
     written = cli.extract_features([*arguments, "privacy.validation.ids_fraction", "0.3"])
     assert sorted(written) == ["gallery", "query", "train", "validation"]

@@ -45,7 +45,8 @@ def extract(cfg: CfgNode, weights: Path, fingerprint: str, folder: Path, scored_
     cfg.data.save_dir = str(folder)
     engine = build.build_engine(cfg)
     for split in missing:
-        (arrays,) = extract_splits(engine, root=cfg.data.root, splits=[split]).values()
+        fast = cfg.test.fast_extraction
+        (arrays,) = extract_splits(engine, root=cfg.data.root, splits=[split], fast=fast).values()
         save_features(folder / f"{split}.npz", arrays, model=fingerprint)
 
 
