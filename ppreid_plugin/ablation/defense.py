@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -89,10 +89,3 @@ def build_defense(text: str) -> Defense:
     except TypeError as error:
         raise ValueError(f"defense '{text}': {error}.") from None
     return kind(**spec.options)
-
-
-def whole_number(name: str, value: Any) -> int:
-    """Return the value if it is a whole number >= 1; raise ValueError, with its name, if not."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}, must be a whole number >= 1.")
-    return value

@@ -10,9 +10,10 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from ..leakage import Leace, LeakageSet
+from ..number_checks import require_whole
 from ..registry import closest
 from ..suppressor import Suppressor
-from .defense import Matrix, RowDefense, register_defense, whole_number
+from .defense import Matrix, RowDefense, register_defense
 
 
 @register_defense("projection")
@@ -31,7 +32,7 @@ class RandomProjection(RowDefense):
     """
 
     def __init__(self, dims: int = 64, seed: int = 0) -> None:
-        self.dims, self.seed = whole_number("dims", dims), seed
+        self.dims, self.seed = require_whole("dims", dims), seed
         self._directions: npt.NDArray[np.float64] | None = None
 
     def fit(self, train: LeakageSet) -> Self:
@@ -60,8 +61,7 @@ class Quantize(RowDefense):
     """
 
     def __init__(self, bits: int = 2, tail: float = 0.01) -> None:
-        if not 1 <= whole_number("bits", bits) <= 16:
-            raise ValueError(f"quantize has bits {bits}, must be 1 to 16.")
+        require_whole("bits", bits, most=16, hint="a column")
         if not 0 <= tail < 0.5:
             raise ValueError(f"quantize has tail {tail}, must lie in [0, 0.5).")
         self.bits, self.tail = bits, tail

@@ -13,8 +13,9 @@ from ..dp.spec import MechanismSpec
 from ..evaluation import Extracted, protected_sets
 from ..leakage import LeakageSet
 from ..leakage.protection import protect
+from ..number_checks import require_whole
 from ..report.sweep import make_gallery
-from .defense import Defense, Matrix, register_defense, whole_number
+from .defense import Defense, Matrix, register_defense
 
 
 @register_defense("k_same")
@@ -35,9 +36,7 @@ class KSame(Defense):
     """
 
     def __init__(self, k: int = 5, seed: int = 0) -> None:
-        if whole_number("k", k) < 2:
-            raise ValueError(f"k_same has k {k}, must be >= 2.")
-        self.k, self.seed = k, seed
+        self.k, self.seed = require_whole("k", k, least=2), seed
 
     def protect(self, rows: LeakageSet, seed: int) -> LeakageSet:
         """Return every row as its group's mean."""

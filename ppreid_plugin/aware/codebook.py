@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..dp.codebooks import LevelCodebook, level_sizes, residual_codebook
+from ..number_checks import require_positive
 
 _NEIGHBORS = 64  # codewords that a row's soft assignment looks at
 _USAGE_MOMENTUM = 0.9  # use is watched over about ten batches: one holds too few people to need every vector
@@ -57,8 +58,7 @@ class LearnedCodebook(nn.Module):
 
     def __init__(self, codewords: int, levels: int, columns: int, temperature: float) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"codebook temperature is {temperature}, must be > 0.")
+        require_positive("codebook temperature", temperature, hint="such as 0.05")
         self.sizes = checked_sizes(codewords, levels)
         self.temperature = temperature
         self.levels = nn.ParameterList([torch.zeros(size, columns) for size in self.sizes])

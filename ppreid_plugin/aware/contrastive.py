@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..number_checks import require_positive
+
 
 def supervised_contrastive(scores: Tensor, pids: Tensor, temperature: float) -> Tensor:
     r"""Loss of ranking the rows of a batch for each of its images as a query; an image's own row is left out.
@@ -34,8 +36,7 @@ def supervised_contrastive(scores: Tensor, pids: Tensor, temperature: float) -> 
         >>> supervised_contrastive(torch.zeros(4, 4), torch.tensor([0, 0, 1, 1]), 0.1).exp()
         tensor(3.)
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}, must be > 0.")
+    require_positive("temperature", temperature, hint="such as 0.3")
     if scores.shape != (len(pids), len(pids)):
         raise ValueError(f"scores have shape {tuple(scores.shape)}, must be {(len(pids), len(pids))}: one row a pid.")
     own = torch.eye(len(pids), dtype=torch.bool, device=scores.device)

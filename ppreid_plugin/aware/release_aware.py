@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from .. import ranks
 from ..components import Batch, Component, Context, Trainable
 from ..distributed import share_module
+from ..number_checks import require_not_negative, require_positive
 from ..suppression.centering import RunningCenter
 from .codebook import LearnedCodebook, checked_sizes, expected_gain, set_mean
 from .contrastive import supervised_contrastive
@@ -100,16 +101,11 @@ class ReleaseAware(Component):
         if mechanism not in MECHANISMS:
             raise ValueError(f"privacy.aware.mechanism is {mechanism!r}; allowed: {', '.join(MECHANISMS)}.")
         check_range(epsilon_min, epsilon_max)
-        for key, value in (
-            ("temperature", temperature),
-            ("assignment_temperature", assignment_temperature),
-            ("lr", lr),
-        ):
-            if not value > 0:
-                raise ValueError(f"privacy.aware.{key} is {value}, must be > 0.")
+        require_positive("privacy.aware.temperature", temperature, hint="such as 0.3")
+        require_positive("privacy.aware.assignment_temperature", assignment_temperature, hint="such as 0.05")
+        require_positive("privacy.aware.lr", lr, hint="such as 0.001")
         for key, value in (("weight", weight), ("commitment", commitment), ("usage", usage)):
-            if not value >= 0:
-                raise ValueError(f"privacy.aware.{key} is {value}, must be >= 0.")
+            require_not_negative(f"privacy.aware.{key}", value)
         self.has_codebook = mechanism in CODEBOOKS
         self.set_size = 1 if mechanism == "codebook" else set_size
         self._noise: ReleaseNoise | None = None

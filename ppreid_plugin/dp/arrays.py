@@ -8,7 +8,7 @@ from typing import TypeAlias, TypeVar, cast
 import numpy as np
 import torch
 
-from ppreid_plugin.dp.calibration import require_positive
+from ppreid_plugin.number_checks import require_positive
 
 Features = TypeVar("Features", np.ndarray, torch.Tensor)
 Restore: TypeAlias = Callable[[torch.Tensor], "np.ndarray | torch.Tensor"]

@@ -18,8 +18,8 @@ import numpy as np
 from ppreid_plugin.dp.audit_exact import TOLERANCE, Floats, rows_that_change
 from ppreid_plugin.dp.audit_games import game_for, play
 from ppreid_plugin.dp.mechanisms import Mechanism
-from ppreid_plugin.dp.numerics import is_number
 from ppreid_plugin.dp.sampling import release_sampler
+from ppreid_plugin.number_checks import is_number, require_whole
 
 NOISES = ("research", "release")
 CONFIDENCE = 1 - 1e-6
@@ -93,9 +93,8 @@ class Audit:
     ) -> None:
         if not math.isfinite(mechanism.epsilon):
             raise ValueError(f"mechanism {mechanism.name!r} claims no epsilon: there is nothing to audit.")
-        for name, value, least in (("trials", trials, MIN_TRIALS), ("dimension", dimension, 1)):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-                raise ValueError(f"{name} is {value!r}, must be a whole number >= {least}.")
+        require_whole("trials", trials, least=MIN_TRIALS, hint="100000 is usual")
+        require_whole("dimension", dimension)
         if not (is_number(confidence) and 0 < confidence < 1):
             raise ValueError(f"confidence is {confidence!r}, must be in (0, 1). Pass for example 0.999999.")
         if noise not in NOISES:

@@ -18,6 +18,7 @@ from ppreid_plugin.dp.gallery import DPGallery
 from ppreid_plugin.dp.mechanisms import MECHANISMS, Mechanism, build_mechanism
 from ppreid_plugin.dp.spec import MechanismSpec
 from ppreid_plugin.dp.stored import load_release
+from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.progress import track
 from ppreid_plugin.report.record import environment, write_json
 
@@ -146,8 +147,7 @@ def _with_codebook(
     if training is None:
         options = dict(spec.options)
         codewords = options.pop("codewords", CODEWORDS)
-        if isinstance(codewords, bool) or not isinstance(codewords, int) or codewords < 2:
-            raise ValueError(f"--mechanisms has codewords {codewords!r}, must be a whole number >= 2.")
+        require_whole("codewords of --mechanisms", codewords, least=2)
         return {**options, "codebook": np.random.default_rng(0).standard_normal((codewords, dimension))}
     gallery = DPGallery(spec.name, epsilon=epsilon, options={"codewords": CODEWORDS, **spec.options})
     prior = gallery.fit(*training).prior  # type: ignore[arg-type]

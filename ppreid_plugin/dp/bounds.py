@@ -20,7 +20,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import ndtr, ndtri
 
-from ppreid_plugin.dp.numerics import is_number, log_delta, require_positive
+from ppreid_plugin.dp.numerics import log_delta
+from ppreid_plugin.number_checks import is_number, require_not_negative, require_positive, require_whole
 
 
 def bound_row_to_person(epsilon: float, n: int, *, delta: float = 0.0) -> float:
@@ -162,18 +163,14 @@ def bound_tpr_pure(fpr: float, epsilon: float) -> float:
 
 
 def _checked_epsilon(epsilon: object) -> float:
-    if not (is_number(epsilon) and 0 <= epsilon < math.inf):  # type: ignore[operator]
-        raise ValueError(f"epsilon is {epsilon!r}, must be a finite number >= 0. Pass for example epsilon=8.0.")
-    return float(epsilon)  # type: ignore[arg-type]
+    return require_not_negative("epsilon", epsilon)
 
 
 def _checked_people(n: object) -> int:
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise ValueError(f"n is {n!r}, must be a whole number >= 1. Pass the number of people in the game.")
-    return int(n)
+    return require_whole("n", n, hint="the number of people in the game")
 
 
 def _checked_rate(fpr: object) -> float:
-    if not (is_number(fpr) and 0 <= fpr <= 1):  # type: ignore[operator]
+    if not (is_number(fpr) and 0 <= fpr <= 1):
         raise ValueError(f"fpr is {fpr!r}, must be in [0, 1]. Pass for example fpr=0.01.")
-    return float(fpr)  # type: ignore[arg-type]
+    return float(fpr)

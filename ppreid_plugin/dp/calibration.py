@@ -18,10 +18,9 @@ import math
 from collections.abc import Iterable
 from typing import Protocol
 
-import numpy as np
-
 from ppreid_plugin.dp.composition import compose
-from ppreid_plugin.dp.numerics import is_number, log_delta, require_delta, require_positive, smallest
+from ppreid_plugin.dp.numerics import log_delta, require_delta, smallest
+from ppreid_plugin.number_checks import require_not_negative, require_positive, require_whole
 
 # Distance to keep from log(delta): far above the rounding error of log_delta (1e-13), far below what sigma shows.
 _MARGIN = 1e-11
@@ -42,10 +41,9 @@ def gaussian_delta(sigma: float, epsilon: float, sensitivity: float) -> float:
         >>> f"{gaussian_delta(0.688, 16.0, 2.0):.1e}"
         '1.0e-05'
     """
-    if not (is_number(epsilon) and 0 <= epsilon < math.inf):
-        raise ValueError(f"epsilon is {epsilon!r}, must be a finite number >= 0. Pass for example epsilon=8.0.")
+    epsilon = require_not_negative("epsilon", epsilon)
     mu = require_positive("sensitivity", sensitivity) / require_positive("sigma", sigma)
-    return math.exp(log_delta(mu, float(epsilon)))
+    return math.exp(log_delta(mu, epsilon))
 
 
 def gaussian_sigma(epsilon: float, delta: float, sensitivity: float) -> float:
@@ -103,11 +101,7 @@ def compose_gaussian(mus: Iterable[float]) -> float:
         >>> compose_gaussian([3.0, 4.0])
         5.0
     """
-    values = list(mus)
-    for mu in values:
-        if not (is_number(mu) and 0 <= mu < math.inf):
-            raise ValueError(f"mu is {mu!r}, must be a finite number >= 0. Pass sensitivity / sigma of each release.")
-    return math.hypot(*values)
+    return math.hypot(*(require_not_negative("mu", mu, hint="sensitivity / sigma of each release") for mu in mus))
 
 
 class _Budget(Protocol):
@@ -147,13 +141,12 @@ def person_level_epsilon(mechanism: _Budget, rows: int, *, delta: float | None =
         >>> person_level_epsilon(pure, 100), round(person_level_epsilon(pure, 100, delta=1e-5), 2)
         (10.0, 4.31)
     """
-    if isinstance(rows, bool) or not isinstance(rows, (int, np.integer)) or rows < 1:
-        raise ValueError(f"rows is {rows!r}, must be a whole number >= 1. Pass the number of the person's rows.")
+    rows = require_whole("rows", rows, hint="the number of the person's rows")
     if math.isinf(mechanism.epsilon):
         return math.inf
     whole = mechanism.delta if delta is None else delta
     if mechanism.pure:
-        return compose(epsilons=[mechanism.epsilon] * int(rows), delta=whole)
+        return compose(epsilons=[mechanism.epsilon] * rows, delta=whole)
     if mechanism.sigma is not None:
         if rows == 1 and whole == mechanism.delta:
             return float(mechanism.epsilon)

@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import gammaln
 
-from ppreid_plugin.dp.numerics import is_number, log_delta, log_deltas, require_delta, smallest
+from ppreid_plugin.dp.numerics import log_delta, log_deltas, require_delta, smallest
+from ppreid_plugin.number_checks import is_number, require_not_negative
 
 Floats = npt.NDArray[np.float64]
 
@@ -140,6 +141,4 @@ def _sum_up(epsilons: list[float]) -> float:
 
 
 def _checked(name: str, value: object) -> float:
-    if not (is_number(value) and 0 <= value < math.inf):  # type: ignore[operator]
-        raise ValueError(f"{name} is {value!r}, must be a finite number >= 0. Leave a release of infinite budget out.")
-    return float(value)  # type: ignore[arg-type]
+    return require_not_negative(name, value, hint="leave a release of infinite budget out")

@@ -50,7 +50,8 @@ import torch
 from ppreid_plugin.dp.arrays import bounded, require_clip_norm, to_rows
 from ppreid_plugin.dp.calibration import gaussian_sigma
 from ppreid_plugin.dp.entropy import Entropy
-from ppreid_plugin.dp.numerics import require_delta, require_positive
+from ppreid_plugin.dp.numerics import require_delta
+from ppreid_plugin.number_checks import require_positive, require_whole
 
 STEPS_PER_SIGMA = 2**24  # s is at least this; eta falls with its square
 LOG_RATIO = 1e-7  # eta of one row, at most
@@ -100,8 +101,7 @@ class LatticeGaussian:
         require_positive("epsilon", self.epsilon)
         require_delta(self.delta)
         require_clip_norm(self.clip_norm)
-        if isinstance(self.dim, bool) or not isinstance(self.dim, (int, np.integer)) or self.dim < 1:
-            raise ValueError(f"dim is {self.dim!r}, must be a whole number >= 1. Pass the number of columns.")
+        require_whole("dim", self.dim, hint="the number of columns")
         if self.delta < 1e-30 or self.epsilon <= 4 * LOG_RATIO:
             raise ValueError(
                 f"epsilon is {self.epsilon!r} and delta {self.delta!r}; a Gaussian release needs delta >= 1e-30 and "

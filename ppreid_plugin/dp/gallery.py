@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..number_checks import require_whole
 from ..registry import check_arguments
 from .calibration import gaussian_epsilon, person_level_epsilon
 from .mechanisms import MECHANISMS, Mechanism, build_mechanism
@@ -82,10 +83,7 @@ class DPGallery(ProtectedGallery):
         for key, value, allowed in (("unit", unit, UNITS), ("query", query, QUERIES)):
             if value not in allowed:
                 raise ValueError(f"privacy.gallery.{key} is {value!r}; allowed: {', '.join(allowed)}.")
-        if isinstance(max_rows_per_person, bool) or not isinstance(max_rows_per_person, int) or max_rows_per_person < 0:
-            raise ValueError(
-                f"privacy.gallery.max_rows_per_person is {max_rows_per_person!r}, must be a whole number >= 0 (0: all)."
-            )
+        require_whole("privacy.gallery.max_rows_per_person", max_rows_per_person, least=0, hint="0: all")
         options = dict(options or {})
         self._budget: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "clip_norm": clip_norm}
         self._mechanism_name = mechanism

@@ -15,9 +15,9 @@ from typing import Any
 from ppreid_plugin.dp.budget import check_budget
 from ppreid_plugin.dp.charges import Charge, compose
 from ppreid_plugin.dp.journal import Journal, LedgerError, Record, require_name
-from ppreid_plugin.dp.numerics import require_positive
 from ppreid_plugin.dp.reservations import Part, Request, read_parts
 from ppreid_plugin.dp.units import UNITS
+from ppreid_plugin.number_checks import require_positive
 
 FORMAT = 1
 

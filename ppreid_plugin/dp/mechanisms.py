@@ -14,8 +14,10 @@ from typing import Any, ClassVar, cast
 import torch
 
 from ppreid_plugin.dp.arrays import Features, bounded, require_clip_norm, row_chunks, saturated, to_rows
-from ppreid_plugin.dp.calibration import gaussian_sigma, require_delta, require_positive
+from ppreid_plugin.dp.calibration import gaussian_sigma
 from ppreid_plugin.dp.noise import Generator, ResearchNoise
+from ppreid_plugin.dp.numerics import require_delta
+from ppreid_plugin.number_checks import require_positive
 from ppreid_plugin.registry import Registry
 
 DEFAULT_DELTA = 1e-5

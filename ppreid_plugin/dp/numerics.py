@@ -1,4 +1,4 @@
-"""Numbers that several DP modules share: the Gaussian privacy curve in log space, careful root finding, checks.
+"""Numbers that several DP modules share: the Gaussian privacy curve in log space, root finding, the check of delta.
 
 The formula of the curve and its source are in :mod:`.calibration`. Pure functions, no arrays of features.
 """
@@ -12,30 +12,20 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import erfcx
 
+from ppreid_plugin.number_checks import is_number
+
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
 _MILLS_0 = math.sqrt(math.pi / 2)  # the Mills ratio at 0
 
 
-def require_positive(name: str, value: object) -> float:
-    """Return ``value`` as a float if it is a finite number > 0; ValueError otherwise (a bool too)."""
-    if not (is_number(value) and 0 < value < math.inf):  # type: ignore[operator]
-        raise ValueError(f"{name} is {value!r}, must be a finite number > 0. Pass for example {name}=8.0.")
-    return float(value)  # type: ignore[arg-type]
-
-
 def require_delta(delta: object, *, who: str = "the Gaussian mechanism") -> float:
     """Return ``delta`` as a float if it lies in (0, 1); ValueError otherwise, in the name of ``who``."""
-    if not (is_number(delta) and 0 < delta < 1):  # type: ignore[operator]
+    if not (is_number(delta) and 0 < delta < 1):
         raise ValueError(
             f"delta is {delta!r}, {who} needs 0 < delta < 1. Pass for example delta=1e-5, "
             "or choose a pure mechanism, whose delta is 0."
         )
-    return float(delta)  # type: ignore[arg-type]
-
-
-def is_number(value: object) -> bool:
-    """Whether ``value`` is a real number and no bool."""
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return float(delta)
 
 
 def log_delta(mu: float, epsilon: float) -> float:

@@ -20,11 +20,11 @@ from ppreid_plugin.dp.arrays import directions, to_rows
 from ppreid_plugin.dp.disclosure import bounds, person_level
 from ppreid_plugin.dp.journal import canonical, require_name
 from ppreid_plugin.dp.mechanisms import Mechanism
-from ppreid_plugin.dp.numerics import require_positive
 from ppreid_plugin.dp.reservations import Request
 from ppreid_plugin.dp.sampling import release_sampler
 from ppreid_plugin.dp.transforms import PublicTransform
 from ppreid_plugin.dp.units import GalleryRows, charged_units, group_units, select_rows, unit_features
+from ppreid_plugin.number_checks import require_positive
 
 PROTOCOLS = ("anonymous", "enrolled")
 

@@ -27,8 +27,8 @@ from ppreid_plugin.dp.codebooks import (
     gaussian_codebook,
     residual_codebook,
 )
-from ppreid_plugin.dp.numerics import is_number, require_positive
 from ppreid_plugin.dp.subset import PriorSubset
+from ppreid_plugin.number_checks import require_not_negative, require_positive, require_whole
 
 Floats = npt.NDArray[np.float64]
 KINDS = ("gaussian", "kmeans", "raw", "residual")
@@ -169,13 +169,9 @@ def fit_prior(
     min_people, count = require_positive("min_people", min_people), int(codewords)
     if kind in _STRUCTURED:
         name, number = ("rank", rank) if kind == "gaussian" else ("levels", levels)
-        if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
-            raise ValueError(f"{name} is {number!r}, must be a whole number >= 1.")
-        extra: dict[str, float] = {name: number}
+        extra: dict[str, float] = {name: require_whole(name, number)}
         if kind == "gaussian":
-            if not is_number(power) or not 0 <= power < math.inf:
-                raise ValueError(f"power is {power!r}, must be a number >= 0; 1 draws codewords as the rows lie.")
-            extra["power"] = float(power)
+            extra["power"] = require_not_negative("power", power, hint="1 draws codewords as the rows lie")
         prior = _fit_structured(unit, people, count, set_size, kind, seed, prior_is_public, extra)
         if not prior_is_public and prior.people_behind < min_people:
             smaller = "a smaller rank" if kind == "gaussian" else "fewer codewords, or more levels"

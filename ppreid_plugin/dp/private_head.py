@@ -24,11 +24,12 @@ import torch
 
 from ppreid_plugin.dp.arrays import require_clip_norm, to_rows, unit_rows
 from ppreid_plugin.dp.noise import ResearchNoise
-from ppreid_plugin.dp.numerics import is_number, require_delta, require_positive
+from ppreid_plugin.dp.numerics import require_delta
 from ppreid_plugin.dp.private_head_accounting import HeadBudget, plan_budget
 from ppreid_plugin.dp.private_head_steps import EntropyNoise, HeadModel, HeadTrainer, Units
 from ppreid_plugin.dp.private_head_transform import PrivateHead, covered
 from ppreid_plugin.dp.units import UNITS
+from ppreid_plugin.number_checks import is_number, require_positive, require_whole
 from ppreid_plugin.progress import track
 
 IMAGE_RATE = 0.1  # of the images, where no batch is given; our choice, on validation people of Market-1501
@@ -112,7 +113,7 @@ def train_private_head(
     """
     rows, _ = to_rows(features)
     people = _labels(pids, len(rows), num_classes)
-    dim, rows_per_person = _whole("dim", dim), _whole("rows_per_person", rows_per_person)
+    dim, rows_per_person = require_whole("dim", dim), require_whole("rows_per_person", rows_per_person)
     classes = int(people.max()) + 1 if num_classes is None else num_classes
     members = unit_members(people, unit)
     budget = head_budget(
@@ -220,18 +221,12 @@ def _labels(pids: npt.ArrayLike | torch.Tensor, rows: int, num_classes: int | No
         raise ValueError(f"pids name {len(distinct)} person, a head needs at least 2. Train on more people.")
     if num_classes is None:
         return of_row.astype(np.int64)
-    if distinct[0] < 0 or distinct[-1] >= _whole("num_classes", num_classes):
+    if distinct[0] < 0 or distinct[-1] >= require_whole("num_classes", num_classes):
         raise ValueError(
             f"pids go from {distinct[0]} to {distinct[-1]}, but num_classes is {num_classes}: they must be 0 to "
             f"{num_classes - 1}. Renumber them, or leave num_classes out."
         )
     return labels.astype(np.int64)
-
-
-def _whole(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} is {value!r}, must be a whole number >= 1.")
-    return int(value)
 
 
 def _orthonormal(dim: int, columns: int, generator: np.random.Generator) -> torch.Tensor:

@@ -20,7 +20,8 @@ from functools import lru_cache
 from typing import Any
 
 from ppreid_plugin.dp.calibration import gaussian_epsilon, gaussian_sigma
-from ppreid_plugin.dp.numerics import is_number, require_delta, require_positive, smallest
+from ppreid_plugin.dp.numerics import require_delta, smallest
+from ppreid_plugin.number_checks import is_number, require_positive
 
 ACCOUNTANTS = ("prv", "rdp")
 _ORDERS = [1.25, 1.5, 1.75, *range(2, 64)]  # any will do for a bound; whole ones are fast

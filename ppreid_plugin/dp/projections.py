@@ -26,6 +26,7 @@ from ppreid_plugin.dp.transforms import (
     register_transform,
     unit_mean,
 )
+from ppreid_plugin.number_checks import require_not_negative, require_whole
 
 Pids = npt.NDArray[np.int64]
 
@@ -46,10 +47,8 @@ class Projection(PublicTransform):
     learned: ClassVar[tuple[str, ...]] = ("mean", "matrix")
 
     def __init__(self, components: int | None = None) -> None:
-        if components is not None and (
-            isinstance(components, bool) or not isinstance(components, (int, np.integer)) or components < 1
-        ):
-            raise ValueError(f"components is {components!r}, must be a whole number >= 1, or None for all.")
+        if components is not None:
+            require_whole("components", components, hint="None: all")
         self.components = components
         self.mean: npt.NDArray[np.float64] | None = None
         self.matrix: npt.NDArray[np.float64] | None = None
@@ -105,7 +104,7 @@ class ShrunkProjection(Projection):
 
     def __init__(self, components: int | None = None, shrinkage: float = 0.1) -> None:
         super().__init__(components)
-        self.shrinkage = _checked_shrinkage(shrinkage)
+        self.shrinkage = require_not_negative("shrinkage", shrinkage, hint="0.1 is usual")
 
     @classmethod
     def from_state(cls, state: Mapping[str, npt.ArrayLike]) -> Self:
@@ -209,9 +208,3 @@ def _spectrum(symmetric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     kept = values > (1e-12 * values.abs().max()).clamp(min=_NO_VARIANCE)
     vectors = vectors[:, kept]
     return values[kept], vectors * torch.where(vectors.sum(dim=0) < 0, -1.0, 1.0)
-
-
-def _checked_shrinkage(shrinkage: float) -> float:
-    if isinstance(shrinkage, bool) or not isinstance(shrinkage, (int, float)) or not 0 <= shrinkage < float("inf"):
-        raise ValueError(f"shrinkage is {shrinkage!r}, must be a finite number >= 0. 0.1 is usual.")
-    return float(shrinkage)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from ppreid_plugin.dp.arrays import directions, to_rows
+from ppreid_plugin.number_checks import require_whole
 
 UNITS = ("image", "person")
 JUNK_PID = -1
@@ -109,8 +110,7 @@ def select_rows(
     Raises:
         ValueError: nothing is left, or a limit below 0.
     """
-    if isinstance(max_rows_per_person, bool) or not isinstance(max_rows_per_person, int) or max_rows_per_person < 0:
-        raise ValueError(f"max_rows_per_person is {max_rows_per_person!r}, must be a whole number >= 0 (0: no limit).")
+    require_whole("max_rows_per_person", max_rows_per_person, least=0, hint="0: no limit")
     people: dict[int, list[tuple[int, int]]] = {}
     kept: list[int] = []
     of_camera: Counter[tuple[int, int]] = Counter()

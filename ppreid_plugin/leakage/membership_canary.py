@@ -13,6 +13,7 @@ from ..dp.audit_bounds import rate_at_least, rate_at_most
 from ..dp.audit_games import game_for
 from ..dp.bounds import bound_auc_gaussian, bound_auc_pure, bound_tpr_gaussian, bound_tpr_pure
 from ..dp.mechanisms import Mechanism
+from ..number_checks import require_whole
 from .attack import Figure
 from .linkage_figures import auc, tpr_at
 
@@ -48,10 +49,9 @@ def canary_membership(mechanism: Mechanism, trials: int = 100_000, seed: int = 0
         >>> abs(figure.score - figure.others["bound_auc"]) < 0.01, figure.others["exceeds"]
         (True, 0.0)
     """
-    if isinstance(trials, bool) or not isinstance(trials, (int, np.integer)) or trials < MIN_TRIALS:
-        raise ValueError(f"trials is {trials!r}, must be a whole number >= {MIN_TRIALS}. 100000 is usual.")
+    trials = require_whole("trials", trials, least=MIN_TRIALS, hint="100000 is usual")
     bounds = _Bounds(mechanism)
-    member, other = _scores(mechanism, int(trials), seed, dimension)
+    member, other = _scores(mechanism, trials, seed, dimension)
     scores, positive = np.concatenate([member, other]), np.arange(2 * trials) < trials
     score = auc(scores, positive)
     others = {f"tpr_at_fpr_{rate}": tpr_at(scores, positive, rate) for rate in FALSE_POSITIVE_RATES}

@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from ..number_checks import require_whole
 from .probe_models import Columns, Labels, Matrix, Path, Targets, fit_logistic, fit_mlp, fit_trees
 from .scores import balanced_accuracy
 
@@ -200,8 +201,7 @@ def _folds(groups: Labels, folds: int, seed: int) -> Labels:
 def _check(labels: Mapping[str, Labels], groups: Labels, families: Sequence[str], folds: int) -> None:
     if unknown := [name for name in families if name not in FAMILIES]:
         raise ValueError(f"families has {unknown[0]!r}; allowed: {', '.join(FAMILIES)}.")
-    if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
-        raise ValueError(f"folds is {folds!r}, must be a whole number >= 2.")
+    require_whole("folds", folds, least=2)
     people = len(np.unique(groups))
     if people < folds:
         raise ValueError(

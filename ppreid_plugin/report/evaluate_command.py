@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from ..number_checks import require_whole
 from ..retrieval import (
     EnrolledResult,
     KReciprocal,
@@ -22,7 +23,7 @@ from ..retrieval import (
     evaluate_enrolled,
     evaluate_open_set,
 )
-from ..retrieval.checks import choice, positive_int
+from ..retrieval.checks import choice
 from ..retrieval.distances import METRICS
 from ..retrieval.ranking import PROTOCOLS
 from .evaluate_inputs import Rows, read_rows, with_distractors
@@ -138,7 +139,7 @@ def _checked(args: argparse.Namespace) -> KReciprocal | None:
             "--distractors with --protocol cuhk03: that protocol shows one image a person, and whom distractors show "
             "is not known. Leave one of them out."
         )
-    positive_int("--max-rank", args.max_rank)
+    require_whole("--max-rank", args.max_rank)
     for rank in args.ranks:
         if not 1 <= rank <= args.max_rank:
             raise ValueError(f"--ranks has {rank}, must be 1 to --max-rank, {args.max_rank}. Give --max-rank {rank}.")

@@ -34,17 +34,6 @@ def choice(name: str, value: object, allowed: Sequence[str]) -> str:
     raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}.{closest(str(value), list(allowed))}")
 
 
-def positive_int(name: str, value: object) -> int:
-    """Return ``value`` as an int if it is a whole number of at least 1.
-
-    Raises:
-        ValueError: anything else (a bool too).
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} is {value!r}, must be a whole number >= 1. Pass for example {name}=50.")
-    return int(value)
-
-
 def positive_mebibytes(name: str, value: object) -> float:
     """Return ``value`` if it is a number > 0.
 

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ppreid_plugin.retrieval.checks import Features, IntArray, Labels, as_feature_pair, as_labels, positive_int
+from ppreid_plugin.number_checks import require_whole
+from ppreid_plugin.retrieval.checks import Features, IntArray, Labels, as_feature_pair, as_labels
 from ppreid_plugin.retrieval.distances import normalize_rows
 from ppreid_plugin.retrieval.ranking import NoMatchError, no_match_message
 
@@ -89,7 +90,7 @@ def evaluate_enrolled(
         >>> result.rank1, result.num_people, result.rows_largest
         (1.0, 2, 2)
     """
-    positive_int("max_rank", max_rank)
+    require_whole("max_rank", max_rank)
     query, gallery = as_feature_pair(query_features, gallery_features)
     q_pids = as_labels("query_pids", query_pids, len(query))
     g_pids = as_labels("gallery_pids", gallery_pids, len(gallery))

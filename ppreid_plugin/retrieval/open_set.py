@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.retrieval.checks import (
     Features,
     IntArray,
@@ -23,7 +24,6 @@ from ppreid_plugin.retrieval.checks import (
     as_feature_pair,
     as_labels,
     as_matrix,
-    positive_int,
     require_finite,
 )
 from ppreid_plugin.retrieval.distances import normalize_rows
@@ -278,6 +278,5 @@ def _check_options(fpirs: Sequence[float], listed_fraction: float, seed: int, ma
         raise ValueError(f"fpirs is {fpirs!r}, must be rates in (0, 1). Pass for example fpirs=(0.01, 0.1).")
     if not 0 < listed_fraction <= 1:
         raise ValueError(f"listed_fraction is {listed_fraction!r}, must lie in (0, 1]. 0.5 lists half of the people.")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed is {seed!r}, must be a whole number >= 0. Pass for example seed=1.")
-    positive_int("max_background_probes", max_background_probes)
+    require_whole("seed", seed, least=0)
+    require_whole("max_background_probes", max_background_probes)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.retrieval.checks import (
     Features,
     Labels,
@@ -23,7 +24,6 @@ from ppreid_plugin.retrieval.checks import (
     as_labels,
     as_matrix,
     choice,
-    positive_int,
     require_finite,
 )
 from ppreid_plugin.retrieval.counting import Matches, positive_ranks
@@ -67,7 +67,7 @@ class RankingResult:
         Raises:
             ValueError: ``k`` is not in 1 ... max_rank.
         """
-        if positive_int("k", k) > len(self.cmc):
+        if require_whole("k", k) > len(self.cmc):
             raise ValueError(f"k is {k}, must be <= max_rank = {len(self.cmc)}. Evaluate with max_rank={k}.")
         return float(self.cmc[k - 1])
 
@@ -182,7 +182,7 @@ def _matches(
     protocol: str,
     max_rank: int,
 ) -> Matches:
-    positive_int("max_rank", max_rank)
+    require_whole("max_rank", max_rank)
     return Matches(
         as_labels("query_pids", query_pids, shape[0]),
         as_labels("gallery_pids", gallery_pids, shape[1]),

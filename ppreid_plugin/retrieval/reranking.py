@@ -22,7 +22,8 @@ import numpy.typing as npt
 import torch
 from scipy import sparse
 
-from ppreid_plugin.retrieval.checks import Features, positive_int, positive_mebibytes
+from ppreid_plugin.number_checks import require_whole
+from ppreid_plugin.retrieval.checks import Features, positive_mebibytes
 from ppreid_plugin.retrieval.distances import FeatureDistances, ItemDistances, MatrixDistances
 
 FloatArray = npt.NDArray[np.float32]
@@ -50,8 +51,8 @@ class KReciprocal:
     lambda_value: float = 0.3
 
     def __post_init__(self) -> None:
-        positive_int("k1", self.k1)
-        positive_int("k2", self.k2)
+        require_whole("k1", self.k1)
+        require_whole("k2", self.k2)
         value = self.lambda_value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise ValueError(f"lambda_value is {value!r}, must lie in [0, 1]. The paper's value is 0.3.")

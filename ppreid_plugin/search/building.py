@@ -20,7 +20,7 @@ from safetensors.numpy import save as save_safetensors
 
 from ppreid_plugin.dp.journal import fsync_folder, write_file
 from ppreid_plugin.dp.stored import MANIFEST, Release, load_release
-from ppreid_plugin.retrieval.checks import positive_int
+from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.search.build_journal import BuildJournal
 from ppreid_plugin.search.generations import clean, next_generation, remove_temporary, require_ours, writing
 from ppreid_plugin.search.index import INDEXES, PUBLIC, open_index
@@ -63,7 +63,7 @@ def build_index(
         ImportError, ConnectionError: the backend's library or server is not there.
     """
     kind = INDEXES.get(backend, key="--backend")
-    positive_int("batch_rows", batch_rows)
+    require_whole("batch_rows", batch_rows)
     loaded = release if isinstance(release, Release) else _loaded(Path(release))
     metadata = carried_metadata(loaded)
     folder = Path(folder)

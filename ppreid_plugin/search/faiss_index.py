@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.registry import closest
-from ppreid_plugin.retrieval.checks import choice, positive_int
+from ppreid_plugin.retrieval.checks import choice
 from ppreid_plugin.search.columns import open_columns
 from ppreid_plugin.search.hits import Hits
 from ppreid_plugin.search.index import IndexWriter, register_index
@@ -117,7 +118,7 @@ class FaissIndex(StoredRowsIndex):
             numbers["lists"] = numbers["lists"] or max(1, round(4 * source.rows**0.5))
             numbers["code_bytes"] = numbers["code_bytes"] or _divisor(source.columns, max(1, source.columns // 8))
         for name, value in numbers.items():
-            positive_int(name, value)
+            require_whole(name, value)
         if kind == "ivfpq":
             _check_ivfpq(numbers, source)
         return {"kind": kind, "storage": storage, **numbers}

@@ -15,8 +15,9 @@ from safetensors.numpy import load_file
 
 from ppreid_plugin.dp.protected import unit_rows
 from ppreid_plugin.dp.transforms import PublicTransform, transform_from_state
+from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.registry import Registry
-from ppreid_plugin.retrieval.checks import Features, as_matrix, positive_int, require_finite
+from ppreid_plugin.retrieval.checks import Features, as_matrix, require_finite
 from ppreid_plugin.search.hits import Hits
 from ppreid_plugin.search.record import IndexRecord, check_sizes, read_record
 from ppreid_plugin.search.source import RowBatch, RowSource
@@ -187,7 +188,7 @@ class GalleryIndex(ABC):
         Raises:
             ValueError: another number of columns than the index; NaN or infinity (rows are named); ``top`` below 1.
         """
-        positive_int("top", top)
+        require_whole("top", top)
         return self._search(self.checked_queries(queries), min(top, len(self)))
 
     def checked_queries(self, queries: Features) -> npt.NDArray[np.float64]:

@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.registry import closest
-from ppreid_plugin.retrieval.checks import choice, positive_int
+from ppreid_plugin.retrieval.checks import choice
 from ppreid_plugin.search.hits import Hits, best, decode_names, encode_names
 from ppreid_plugin.search.index import GalleryIndex, IndexWriter, register_index
 from ppreid_plugin.search.milvus_client import MilvusConnection, import_pymilvus
@@ -75,7 +76,7 @@ class MilvusIndex(GalleryIndex):
                 f"--backend milvus:kind={kind} has '{unknown[0]}'; allowed: {', '.join(allowed)}."
                 f"{closest(unknown[0], allowed)}"
             )
-        numbers = {name: positive_int(name, options.get(name, default)) for name, default in numbers.items()}
+        numbers = {name: require_whole(name, options.get(name, default)) for name, default in numbers.items()}
         uri, collection = str(options.get("uri", "")), options.get("collection", "gallery")
         if uri and not uri.startswith(("http://", "https://")):
             raise ValueError(f"uri is {uri!r}, must be http://HOST:PORT or https://HOST:PORT; left out: a file.")

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 
 from ppreid_plugin.dp.protected import unit_rows
-from ppreid_plugin.retrieval.checks import Features, choice, positive_int
+from ppreid_plugin.number_checks import require_whole
+from ppreid_plugin.retrieval.checks import Features, choice
 from ppreid_plugin.search.hits import Hits, best
 from ppreid_plugin.search.index import GalleryIndex
 
@@ -46,7 +47,7 @@ def search_people(
         ValueError: an anonymous release, prototypes where a camera is to be left out, or as ``search``.
     """
     choice("fuse", fuse, FUSIONS)
-    positive_int("top", top)
+    require_whole("top", top)
     if "pids" not in index.record.labels:
         raise ValueError(
             f"release {index.record.release['release']!r} is anonymous: its rows carry no pid, so there are no people "

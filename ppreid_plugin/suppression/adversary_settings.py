@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from ..number_checks import is_number, require_not_negative, require_positive, require_whole
 from ..registry import closest, parse_options
 from .adversary_members import PEOPLE
 
@@ -17,24 +18,18 @@ SCHEDULES = ("reversal", "alternating")
 _NOT_WRITTEN = ("self", "settings", "make_scheduler", "seed", "name")  # arguments that no one adversary is given alone
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-_NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "weight": (lambda x: _number(x) and x >= 0, "a number >= 0"),
+_NUMBERS: dict[str, Callable[[str, Any], object]] = {
+    "weight": require_not_negative,
+    "steps": require_whole,
+    "lr": partial(require_positive, hint="such as 0.001"),
+    "weight_decay": require_not_negative,
+    "ensemble": require_whole,
+    "restart_epochs": partial(require_whole, least=0, hint="0: never"),
+}
+_OTHERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "ramp": (lambda x: isinstance(x, bool), "True or False"),
-    "steps": (lambda x: _whole(x) and x >= 1, "a whole number >= 1"),
-    "lr": (lambda x: _number(x) and x > 0, "a number > 0"),
-    "weight_decay": (lambda x: _number(x) and x >= 0, "a number >= 0"),
-    "dropout": (lambda x: _number(x) and 0 <= x < 1, "a number in [0, 1)"),
-    "ensemble": (lambda x: _whole(x) and x >= 1, "a whole number >= 1"),
-    "restart_epochs": (lambda x: _whole(x) and x >= 0, "a whole number >= 0 (0: never)"),
-    "held_out_people": (lambda x: _number(x) and 0 < x < 1, "a number in (0, 1)"),
+    "dropout": (lambda x: is_number(x) and 0 <= x < 1, "a number in [0, 1)"),
+    "held_out_people": (lambda x: is_number(x) and 0 < x < 1, "a number in (0, 1)"),
 }
 _WORDS = {"input": INPUTS, "schedule": SCHEDULES, "people": PEOPLE}
 
@@ -51,8 +46,10 @@ def check_settings(settings: Mapping[str, Any], *, prefix: str = "adversary ") -
                 f"{prefix}{name} is {value!r}; allowed: {', '.join(_WORDS[name])}."
                 f"{closest(str(value), list(_WORDS[name]))}"
             )
-        if name in _NUMBERS and not _NUMBERS[name][0](value):
-            raise ValueError(f"{prefix}{name} is {value!r}, must be {_NUMBERS[name][1]}.")
+        if name in _NUMBERS:
+            _NUMBERS[name](prefix + name, value)
+        if name in _OTHERS and not _OTHERS[name][0](value):
+            raise ValueError(f"{prefix}{name} is {value!r}, must be {_OTHERS[name][1]}.")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
 
 from ..components import Context
+from ..number_checks import require_positive, require_whole
 from ..registry import Registry, parse_weights
 
 
@@ -82,9 +83,7 @@ class Pixelate(DeIDTarget):
     """
 
     def __init__(self, blocks: int = 8) -> None:
-        if isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 1:
-            raise ValueError(f"blocks is {blocks!r}, must be a whole number >= 1 (blocks across the width).")
-        self.blocks = blocks
+        self.blocks = require_whole("blocks", blocks, hint="blocks across the width")
 
     def __call__(self, images: Tensor) -> Tensor:
         """Pixelate a batch."""
@@ -120,8 +119,7 @@ class Blur(DeIDTarget):
     """
 
     def __init__(self, sigma: float = 0.02) -> None:
-        if not (math.isfinite(sigma) and sigma > 0):
-            raise ValueError(f"sigma is {sigma}, must be > 0 (a fraction of the image height, such as 0.02).")
+        require_positive("sigma", sigma, hint="a fraction of the image height, such as 0.02")
         self.sigma = sigma
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -156,9 +154,7 @@ class ColorQuantize(DeIDTarget):
     """
 
     def __init__(self, levels: int = 4) -> None:
-        if isinstance(levels, bool) or not isinstance(levels, int) or not 2 <= levels <= 256:
-            raise ValueError(f"levels is {levels!r}, must be a whole number from 2 to 256 (levels of a color channel).")
-        self.levels = levels
+        self.levels = require_whole("levels", levels, least=2, most=256, hint="levels of a color channel")
 
     def __call__(self, images: Tensor) -> Tensor:
         """Quantize a batch."""

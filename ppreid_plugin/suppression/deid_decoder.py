@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..components import Batch, Component, Context, Trainable, frozen, isolated_rng
+from ..number_checks import require_not_negative, require_whole
 from .decoder import DECODERS, Decoder
 from .deid import build_deid_target, parse_deid_targets
 from .deid_loss import DeIDLoss
@@ -61,11 +62,9 @@ class DeIDDecoder(Component):
     ) -> None:
         if input not in _INPUTS:
             raise ValueError(f"De-ID decoder input is {input!r}; allowed: {', '.join(_INPUTS)}.")
-        if not weight >= 0:
-            raise ValueError(f"De-ID weight is {weight}, must be >= 0.")
+        require_not_negative("De-ID weight", weight)
         for side, pixels in (("height", height), ("width", width)):
-            if pixels < 0:
-                raise ValueError(f"De-ID decoder {side} is {pixels}, must be >= 0 pixels (0: the input's).")
+            require_whole(f"De-ID decoder {side}", pixels, least=0, hint="pixels; 0: the input's")
         self.target_weights = parse_deid_targets(targets) if isinstance(targets, str) else dict(targets)
         self.targets = {
             name: build_deid_target(name, **{"seed": seed, **dict(options or {})}) for name in self.target_weights

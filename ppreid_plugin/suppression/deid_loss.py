@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..number_checks import require_whole
 from ..registry import closest, parse_weights
 
 KEY = "privacy.deid.loss"
@@ -50,10 +51,8 @@ class DeIDLoss(nn.Module):
     def __init__(self, kind: str = "mse", scales: int = 1) -> None:
         super().__init__()
         self.weights = parse_deid_loss(kind)
-        if isinstance(scales, bool) or not isinstance(scales, int) or scales < 1:
-            raise ValueError(f"privacy.deid.scales is {scales!r}, must be a whole number >= 1.")
         self.kind = kind
-        self.scales = scales
+        self.scales = require_whole("privacy.deid.scales", scales)
 
     def check_size(self, height: int, width: int) -> None:
         """Check that images of that size can be compared.

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..components import Context
+from ..number_checks import require_whole
 from .deid import DeIDTarget, register_deid_target
 
 
@@ -33,9 +34,7 @@ class MeanImage(DeIDTarget):
     is_image_transform = False
 
     def __init__(self, max_images: int = 0, seed: int = 1) -> None:
-        if isinstance(max_images, bool) or not isinstance(max_images, int) or max_images < 0:
-            raise ValueError(f"max_images of mean_image is {max_images!r}, must be a whole number >= 0 (0: all).")
-        self.max_images = max_images
+        self.max_images = require_whole("max_images of mean_image", max_images, least=0, hint="0: all")
         self.seed = seed
         self.mean: Tensor | None = None
         self._context: Context | None = None

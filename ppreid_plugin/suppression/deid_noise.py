@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..number_checks import require_positive, require_whole
 from .deid import DeIDTarget, Pixelate, register_deid_target
 
 _STEP = 0x9E3779B97F4A7C15  # SplitMix64: Steele, Lea, Flood, OOPSLA 2014
@@ -31,13 +32,11 @@ class NoisyTarget(DeIDTarget):
         seed: of the noise of the target, >= 0.
 
     Raises:
-        ValueError: ``seed`` is no whole number >= 0.
+        ValueError: ``seed`` is no whole number from 0 to 2^63 - 1.
     """
 
     def __init__(self, seed: int = 1) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _MAX_SEED:
-            raise ValueError(f"seed of a De-ID target is {seed!r}, must be a whole number >= 0.")
-        self.seed = seed
+        self.seed = require_whole("seed of a De-ID target", seed, least=0, most=_MAX_SEED)
 
     @abstractmethod
     def noise_shape(self, height: int, width: int) -> tuple[int, int]:
@@ -81,8 +80,7 @@ class Noise(NoisyTarget):
 
     def __init__(self, noise_std: float = 0.2, seed: int = 1) -> None:
         super().__init__(seed)
-        if not (math.isfinite(noise_std) and noise_std > 0):
-            raise ValueError(f"noise_std is {noise_std}, must be > 0 (a fraction of the pixel range, such as 0.2).")
+        require_positive("noise_std", noise_std, hint="a fraction of the pixel range, such as 0.2")
         self.noise_std = noise_std
 
     def noise_shape(self, height: int, width: int) -> tuple[int, int]:
@@ -144,12 +142,8 @@ class DPPixelate(NoisyTarget):
     def __init__(self, blocks: int = 8, epsilon: float = 1.0, neighborhood: int = 16, seed: int = 1) -> None:
         super().__init__(seed)
         self._pixelate = Pixelate(blocks)
-        if not (math.isfinite(epsilon) and epsilon > 0):
-            raise ValueError(f"epsilon of dp_pixelate is {epsilon}, must be > 0 (the budget of one color channel).")
-        if isinstance(neighborhood, bool) or not isinstance(neighborhood, int) or neighborhood < 1:
-            raise ValueError(
-                f"neighborhood of dp_pixelate is {neighborhood!r}, must be a whole number of pixels >= 1, such as 16."
-            )
+        require_positive("epsilon of dp_pixelate", epsilon, hint="the budget of one color channel, such as 1")
+        require_whole("neighborhood of dp_pixelate", neighborhood, hint="pixels, such as 16")
         self.blocks, self.epsilon, self.neighborhood = blocks, epsilon, neighborhood
 
     @property

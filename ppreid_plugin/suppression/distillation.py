@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..components import Batch, Component, Context, Trainable
+from ..number_checks import require_not_negative
 from .adversary_members import evaluating
 from .centering import RunningCenter
 
@@ -36,8 +37,7 @@ class SimilarityDistillation(Component):
     name = "distillation"
 
     def __init__(self, *, weight: float = 50.0) -> None:
-        if not weight >= 0:
-            raise ValueError(f"privacy.distillation.weight is {weight}, must be >= 0.")
+        require_not_negative("privacy.distillation.weight", weight)
         self.weight = weight
         self.state: DistillationState | None = None
         self._figures: dict[str, float] = {}

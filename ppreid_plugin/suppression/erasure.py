@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..components import Batch, Component, Context, Trainable
+from ..number_checks import require_not_negative, require_whole
 from .centering import RunningCenter
 from .person_labels import PersonLabels, balanced, class_balance
 
@@ -45,10 +46,8 @@ class ClassMeanErasure(Component):
     def __init__(
         self, labels: str = "", attributes: str | Sequence[str] = (), *, weight: float = 30.0, bank: int = 4096
     ) -> None:
-        if not weight >= 0:
-            raise ValueError(f"privacy.erasure.weight is {weight}, must be >= 0.")
-        if isinstance(bank, bool) or not isinstance(bank, int) or bank < 2:
-            raise ValueError(f"privacy.erasure.bank is {bank!r}, must be a whole number >= 2, such as 4096.")
+        require_not_negative("privacy.erasure.weight", weight)
+        require_whole("privacy.erasure.bank", bank, least=2, hint="such as 4096")
         self.weight, self.bank = weight, bank
         self._people = PersonLabels(labels, attributes, who="privacy.erasure", key="privacy.erasure")
         self.state: ErasureState | None = None

@@ -12,6 +12,7 @@ from ..aware.contrastive import supervised_contrastive
 from ..dp.arrays import directions, to_rows
 from ..dp.transforms import checked_pids, frozen, normalized
 from ..leakage.erasure import checked_concepts
+from ..number_checks import require_not_negative, require_positive, require_whole
 from ..progress import track
 from ..suppression.erasure import class_offsets
 
@@ -85,16 +86,14 @@ class SuppressorFit:
         weight_decay: float = 1e-4,
         seed: int = 1,
     ) -> None:
-        for name, whole, least in (("hidden", hidden, 0), ("epochs", epochs, 1), ("batch", batch, 2)):
-            if isinstance(whole, bool) or not isinstance(whole, int) or whole < least:
-                raise ValueError(f"{name} is {whole!r}, must be a whole number >= {least}.")
+        require_whole("hidden", hidden, least=0)
+        require_whole("epochs", epochs)
+        require_whole("batch", batch, least=2)
         weights = {"identity": identity, "erasure": erasure, "contrast": contrast, "distillation": distillation}
         for name, value in {**weights, "weight_decay": weight_decay}.items():
-            if not value >= 0:
-                raise ValueError(f"{name} is {value}, must be >= 0.")
-        for name, value in {"temperature": temperature, "lr": lr}.items():
-            if not value > 0:
-                raise ValueError(f"{name} is {value}, must be > 0.")
+            require_not_negative(name, value)
+        require_positive("temperature", temperature, hint="such as 0.3")
+        require_positive("lr", lr, hint="such as 0.001")
         self.hidden, self.epochs, self.batch = hidden, epochs, batch
         self.identity, self.erasure, self.contrast, self.distillation = weights.values()
         self.temperature, self.lr, self.weight_decay, self.seed = temperature, lr, weight_decay, seed

@@ -164,7 +164,7 @@ def test_lowering_the_usage_gap_spreads_the_rows():
         (lambda: LearnedCodebook(1, 1, 4, 0.1), "codewords is 1 with 1 levels"),
         (lambda: LearnedCodebook(7, 2, 4, 0.1), "codewords is 7 with 2 levels, which does not split"),
         (lambda: LearnedCodebook(8, 0, 4, 0.1), "codewords is 8 with 0 levels"),
-        (lambda: LearnedCodebook(8, 2, 4, 0.0), "codebook temperature is 0.0, must be > 0"),
+        (lambda: LearnedCodebook(8, 2, 4, 0.0), "codebook temperature is 0.0, must be a finite number > 0"),
         (lambda: expected_gain(0.0, 8, 1), "epsilon is 0.0 and set_size 1 of 8 codewords"),
         (lambda: expected_gain(1.0, 8, 8), "set_size 8 of 8 codewords; must be > 0 and 1 to 7"),
     ],

@@ -56,7 +56,7 @@ def test_the_gradient_is_that_of_finite_differences():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: supervised_contrastive(torch.eye(2), torch.tensor([0, 0]), 0.0), "temperature is 0.0, must be > 0"),
+        (lambda: supervised_contrastive(torch.eye(2), torch.tensor([0, 0]), 0.0), "is 0.0, must be a finite number"),
         (lambda: supervised_contrastive(torch.eye(3), torch.tensor([0, 0]), 0.1), r"\(3, 3\), must be \(2, 2\)"),
         (
             lambda: supervised_contrastive(torch.eye(3), torch.arange(3), 0.1),

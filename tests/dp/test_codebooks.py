@@ -161,7 +161,7 @@ def test_the_mechanism_on_it_is_exactly_private_and_decodes_to_codewords(kind):
             "people_behind is 8 .* at least 10. Take a smaller rank",
         ),
         ({"kind": "gaussian", "codewords": 400, "rank": 0}, "rank is 0, must be a whole number >= 1"),
-        ({"kind": "gaussian", "codewords": 400, "power": -0.5}, "power is -0.5, must be a number >= 0"),
+        ({"kind": "gaussian", "codewords": 400, "power": -0.5}, "power is -0.5, must be a finite number >= 0"),
         ({"kind": "residuum", "codewords": 16}, "allowed: gaussian, kmeans, raw, residual"),
     ],
 )

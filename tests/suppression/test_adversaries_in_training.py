@@ -64,8 +64,8 @@ def test_several_adversaries_each_with_settings_of_its_own(make_cfg, pedestrians
     [
         (["identity:wieght=1"], "gives 'identity' the option 'wieght'; allowed: .*Did you mean 'weight'?"),
         (["identity:weight"], "'weight' must be NAME=VALUE, such as identity:weight=0.1"),
-        (["identity:weight=-1"], "adversary weight is -1, must be a number >= 0"),
-        (["identity:weight=a"], "adversary weight is 'a', must be a number >= 0"),
+        (["identity:weight=-1"], "adversary weight is -1, must be a finite number >= 0"),
+        (["identity:weight=a"], "adversary weight is 'a', must be a finite number >= 0"),
         (["identity:schedule=alternate"], "schedule is 'alternate'; allowed: .*Did you mean 'alternating'?"),
         (["identity:steps=0"], "steps is 0, must be a whole number >= 1"),
         (["identity:people=cross_fit"], "its labels are the people"),

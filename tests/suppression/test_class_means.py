@@ -154,7 +154,7 @@ def test_a_resumed_bank_goes_on_where_it_was(people):
 
 
 def test_bad_settings_are_named(people, tmp_path):
-    with pytest.raises(ValueError, match=r"privacy.erasure.weight is -1.0, must be >= 0"):
+    with pytest.raises(ValueError, match=r"privacy.erasure.weight is -1.0, must be a finite number >= 0"):
         ClassMeanErasure(people, weight=-1.0)
     with pytest.raises(ValueError, match=r"privacy.erasure.bank is 1, must be a whole number >= 2"):
         ClassMeanErasure(people, bank=1)

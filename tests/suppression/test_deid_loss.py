@@ -100,7 +100,7 @@ def test_the_decoder_component_uses_loss_and_scales_for_every_target():
         (lambda: DeIDLoss("ssim")(*pair(10, 16)), "window of 11 pixels does not fit images of 10 x 16"),
         (lambda: DeIDLoss(scales=3)(*pair(16, 18)), "16 x 18 must be multiples of 4 pixels"),
         (lambda: DeIDDecoder(loss="ssim", scales=3), "does not fit images of 16 x 8"),
-        (lambda: DeIDDecoder(height=-8), "De-ID decoder height is -8, must be >= 0 pixels"),
+        (lambda: DeIDDecoder(height=-8), "De-ID decoder height is -8, must be a whole number >= 0"),
     ],
 )
 def test_errors_name_value_allowed_and_fix(call, message):

@@ -163,11 +163,11 @@ def test_the_target_is_the_same_on_a_gpu(target):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Noise(noise_std=0.0), "noise_std is 0.0, must be > 0"),
-        (lambda: Noise(noise_std=float("nan")), "noise_std is nan, must be > 0"),
-        (lambda: Noise(seed=-1), "seed of a De-ID target is -1, must be a whole number >= 0"),
-        (lambda: DPPixelate(epsilon=0.0), "epsilon of dp_pixelate is 0.0, must be > 0"),
-        (lambda: DPPixelate(neighborhood=0), "neighborhood of dp_pixelate is 0, must be a whole number of pixels >= 1"),
+        (lambda: Noise(noise_std=0.0), "noise_std is 0.0, must be a finite number > 0"),
+        (lambda: Noise(noise_std=float("nan")), "noise_std is nan, must be a finite number > 0"),
+        (lambda: Noise(seed=-1), "seed of a De-ID target is -1, must be a whole number from 0 to 9223372036854775807"),
+        (lambda: DPPixelate(epsilon=0.0), "epsilon of dp_pixelate is 0.0, must be a finite number > 0"),
+        (lambda: DPPixelate(neighborhood=0), "neighborhood of dp_pixelate is 0, must be a whole number >= 1"),
         (lambda: DPPixelate(neighborhood=1.5), "neighborhood of dp_pixelate is 1.5"),
         (lambda: DPPixelate(blocks=0), "blocks is 0, must be a whole number >= 1"),
         (lambda: DPPixelate(blocks=64)(torch.rand(1, 3, 64, 32)), "blocks is 64, must be <= the image width of 32"),

@@ -110,7 +110,7 @@ def test_weight_0_watches():
 
 
 def test_errors_are_named():
-    with pytest.raises(ValueError, match=r"privacy.distillation.weight is -1, must be >= 0"):
+    with pytest.raises(ValueError, match=r"privacy.distillation.weight is -1, must be a finite number >= 0"):
         SimilarityDistillation(weight=-1)
     part = SimilarityDistillation()
     with pytest.raises(ValueError, match="no encoder to copy"):

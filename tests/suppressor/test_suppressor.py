@@ -185,9 +185,13 @@ def test_refuses(change, message):
     ("setting", "message"),
     [
         ({"hidden": -1}, "hidden is -1, must be a whole number >= 0"),
-        ({"batch": 1}, "batch is 1"),
-        ({"erasure": -1.0}, "erasure is -1.0, must be >= 0"),
-        ({"lr": float("nan")}, "lr is nan, must be > 0"),
+        ({"epochs": 0}, "epochs is 0, must be a whole number >= 1"),
+        ({"batch": 1}, "batch is 1, must be a whole number >= 2"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0, must be a finite number >= 0"),
+        ({"erasure": -1.0}, "erasure is -1.0, must be a finite number >= 0"),
+        ({"lr": float("nan")}, "lr is nan, must be a finite number > 0"),
+        ({"distillation": float("inf")}, "distillation is inf, must be a finite number >= 0"),
+        ({"temperature": "0.3"}, "temperature is '0.3', must be a finite number > 0"),
         ({"erasures": 1.0}, "has 'erasures'; allowed: .*Did you mean 'erasure'"),
     ],
 )
