@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from ppreid_plugin.dp.spec import MechanismSpec
 from ppreid_plugin.dp.stored import load_release
 from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.progress import track
-from ppreid_plugin.report.record import environment, write_json
+from ppreid_plugin.report.record import environment, require_folder, write_json
 
 CODEWORDS = 256  # of a codebook that is drawn at random, where no features are given
 _DEFAULT_MECHANISMS = ("gaussian", "privunit_g")
@@ -60,8 +59,7 @@ def audit_command(argv: Sequence[str]) -> dict[str, Any]:
         ValueError, OSError: a flag out of range or a file that cannot be read, before anything is drawn.
     """
     args = parser().parse_args(argv)
-    if args.out and not Path(args.out).parent.is_dir():
-        raise FileNotFoundError(f"--out is '{args.out}', but '{Path(args.out).parent}' is no folder. Make it first.")
+    require_folder("--out", args.out)
     planned = _planned_release(args) if args.release else _planned_mechanisms(args)
     rows = []
     for parameters, audit in track(planned, "Audit", unit="mechanisms"):

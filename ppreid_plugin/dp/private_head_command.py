@@ -15,7 +15,7 @@ from ppreid_plugin.dp.private_head_accounting import ACCOUNTANTS
 from ppreid_plugin.dp.private_head_transform import PrivateHead, covered, require_suffix
 from ppreid_plugin.dp.units import UNITS
 from ppreid_plugin.evaluation import Extracted
-from ppreid_plugin.report.record import environment, write_json
+from ppreid_plugin.report.record import environment, require_folder, write_json
 from ppreid_plugin.report.sweep import load_split
 from ppreid_plugin.retrieval import evaluate
 
@@ -75,8 +75,7 @@ def train_private_head_command(argv: Sequence[str]) -> PrivateHead | None:
     if bool(args.query) != bool(args.gallery):
         raise ValueError("--query and --gallery must be given together, or neither.")
     out = require_suffix(args.out)
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"--out is '{out}', but there is no folder '{out.parent}'. Make it first.")
+    require_folder("--out", out)
     features, pids, model = _training_set(args.train)
     others = {
         name: (load_split(paths[0]), load_split(paths[-1]))

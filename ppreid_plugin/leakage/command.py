@@ -17,7 +17,7 @@ from ..dp.gallery import DPGallery
 from ..dp.spec import MechanismSpec
 from ..dp.stored import load_release
 from ..dp.units import UNITS
-from ..report.record import environment, write_json
+from ..report.record import environment, require_folder, write_json
 from ..report.sweep import make_gallery
 from .attack import ATTACKS
 from .battery import Leakage, Rows, measure_leakage
@@ -247,6 +247,5 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--fresh would drop what other runs keep in '{args.finished}'. Leave it out, or name another --finished."
         )
-    for flag, path in (("--out", args.out), ("--finished", args.finished)):
-        if path and not (folder := Path(path).absolute().parent).is_dir():
-            raise FileNotFoundError(f"{flag} is '{path}', but '{folder}' is no folder. Make it first.")
+    require_folder("--out", args.out)
+    require_folder("--finished", args.finished)

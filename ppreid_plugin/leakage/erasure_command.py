@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..report.record import require_folder
 from .erasure import Leace
 from .inputs import Labeler, load_set
 
@@ -36,8 +37,7 @@ def erase_command(argv: Sequence[str]) -> Leace:
     """
     args = parser().parse_args(argv)
     out = Path(args.out)
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"--out is '{out}', whose folder does not exist. Make it first.")
+    require_folder("--out", out)
     rows = Labeler(args.attributes, args.market_attributes, args.only)(load_set(args.train, ()), "--train")
     if not rows.attributes:
         raise ValueError(

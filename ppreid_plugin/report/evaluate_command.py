@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from ..retrieval.checks import choice
 from ..retrieval.distances import METRICS
 from ..retrieval.ranking import PROTOCOLS
 from .evaluate_inputs import Rows, read_rows, with_distractors
-from .record import environment, write_json
+from .record import environment, require_folder, write_json
 
 _FPIRS = (0.01, 0.1)
 _LEAST_PEOPLE = 8  # for open-set figures: a quarter of them calibrates the threshold
@@ -143,8 +142,7 @@ def _checked(args: argparse.Namespace) -> KReciprocal | None:
     for rank in args.ranks:
         if not 1 <= rank <= args.max_rank:
             raise ValueError(f"--ranks has {rank}, must be 1 to --max-rank, {args.max_rank}. Give --max-rank {rank}.")
-    if args.out and not Path(args.out).absolute().parent.is_dir():
-        raise ValueError(f"--out is '{args.out}', whose folder does not exist. Make it first.")
+    require_folder("--out", args.out)
     return KReciprocal(args.k1, args.k2, args.lambda_value) if args.rerank else None
 
 

@@ -61,6 +61,25 @@ def write_json(record: dict[str, Any], path: str | Path) -> None:
     os.replace(temporary, path)
 
 
+def require_folder(flag: str, path: str | Path | None) -> None:
+    """Check, before anything is computed, that the folder is there of the file that a flag asks for.
+
+    Args:
+        flag: as the user wrote it.
+        path: of the file; None or empty: none was asked for.
+
+    Raises:
+        FileNotFoundError: the folder does not exist, or is none.
+
+    Example:
+        >>> require_folder("--out", "no/such/figures.json")
+        Traceback (most recent call last):
+        FileNotFoundError: --out is 'no/such/figures.json', but 'no/such' is no folder. Make it first.
+    """
+    if path and not (folder := Path(path).parent).is_dir():
+        raise FileNotFoundError(f"{flag} is '{path}', but '{folder}' is no folder. Make it first.")
+
+
 def _ranking(result: Any) -> dict[str, Any]:
     return {
         "rank1": result.rank1,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..dp.feature_files import load_arrays, require_disjoint, row_names
@@ -13,7 +12,7 @@ from ..dp.spec import MechanismSpec
 from ..dp.units import UNITS
 from .choice import choice_table, choose, evaluate_choices, split_validation
 from .figures import budget_curves
-from .record import environment, write_json
+from .record import environment, require_folder, write_json
 from .sweep import PROTOCOLS, Fitter, load_split, sweep, table
 
 _OnGallery: TypeAlias = Callable[..., list[dict[str, Any]]] | None
@@ -63,9 +62,7 @@ def sweep_command(argv: Sequence[str]) -> dict[str, Any]:
     if bool(args.query) != bool(args.gallery) or not (args.gallery or args.choose):
         raise ValueError("--query and --gallery must both be given (with --choose both may be left out).")
     for name in ("out", "curves"):
-        path = getattr(args, name)
-        if path and not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"--{name} is '{path}', whose folder does not exist. Make it first.")
+        require_folder(f"--{name}", getattr(args, name))
     specs = [spec for text in args.mechanisms for spec in MechanismSpec.expand(text)]
     common: dict[str, Any] = {
         "delta": args.delta,

@@ -16,6 +16,7 @@ from ppreid_plugin.dp.journal import write_file
 from ppreid_plugin.dp.ledger import Ledger
 from ppreid_plugin.dp.recovery import verify_releases
 from ppreid_plugin.registry import closest, parse_options
+from ppreid_plugin.report.record import require_folder
 from ppreid_plugin.search.building import BATCH_ROWS, build_index, delete_rows
 from ppreid_plugin.search.generations import leftovers
 from ppreid_plugin.search.hits import Hits, merged
@@ -92,6 +93,7 @@ def search(argv: Sequence[str]) -> list[tuple[str, Hits]]:
         raise ValueError("--exclude-camera goes with --people. Add --people template.")
     if args.people == "template" and len(args.index) > 1:
         raise ValueError("--people template takes one index: a person's rows may lie in several. Say --people best.")
+    require_folder("--out", args.out)
     shards = [_searched(folder, queries, args) for folder in args.index]
     found = [
         (name, merged(parts, args.top, by_person=bool(args.people)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..leakage.inputs import Labeler, load_set
 from ..registry import closest
-from ..report.record import write_json
+from ..report.record import require_folder, write_json
 from .fitting import SuppressorFit
 from .front import Front, hold_out, suppressor_front
 from .transform import Suppressor
@@ -89,8 +89,7 @@ def suppressor_command(argv: Sequence[str]) -> Suppressor | Front:
 def _check_out(out: Path, suffix: str) -> None:
     if out.suffix != suffix:
         raise ValueError(f"--out is '{out}', must end in {suffix}.")
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"--out is '{out}', whose folder does not exist. Make it first.")
+    require_folder("--out", out)
 
 
 def _suppressed(only: Sequence[str] | None, known: list[str], path: str) -> list[str]:

@@ -521,7 +521,7 @@ def test_the_tool_runs_without_noise_and_says_so(saved, capsys, monkeypatch):
         ([], {"backbone": " , "}, "--backbone-trained-on must be given"),
         (["--query", "other.npz"], {}, "--query and --gallery must be given together"),
         (["--out", "head.npz"], {}, "a head is a .safetensors file"),
-        (["--out", "none/head.safetensors"], {}, "there is no folder 'none'"),
+        (["--out", "none/head.safetensors"], {}, "but 'none' is no folder"),
         ([], {"train": "none.npz"}, "'none.npz' is not there"),
         ([], {"train": "unlabeled.npz"}, "'unlabeled.npz' lacks pids; it holds features"),
         (["--validation", "unlabeled.npz"], {}, "'unlabeled.npz' lacks pids, camids"),

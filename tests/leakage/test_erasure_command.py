@@ -56,7 +56,7 @@ def test_errors_write_nothing(train, tmp_path, capsys):
     for flags, message in (
         (["--train", str(bare), "--out", str(out)], "has no attributes to erase"),
         (["--train", str(path), "--only", "gendr", "--out", str(out)], "Did you mean 'gender'"),
-        (["--train", str(path), "--out", str(tmp_path / "no" / "leace.safetensors")], "folder does not exist"),
+        (["--train", str(path), "--out", str(tmp_path / "no" / "leace.safetensors")], "is no folder. Make it first"),
     ):
         assert cli.run(erase_command, flags) == 2
         assert message in capsys.readouterr().err

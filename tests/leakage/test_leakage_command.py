@@ -243,7 +243,8 @@ def test_market_attributes_by_person(tmp_path):
         ({}, ("--truth", "x"), "--truth names the rows of a release"),
         ({}, ("--clean", "x.npz"), "--clean needs --clean-train"),
         ({}, ("--seeds", "0"), "--seeds is 0"),
-        ({}, ("--out", "nowhere/leakage.json"), "is no folder"),
+        ({}, ("--out", "nowhere/leakage.json"), "--out is 'nowhere/leakage.json', but 'nowhere' is no folder"),
+        ({}, ("--finished", "nowhere/f.json"), "--finished is 'nowhere/f.json', but 'nowhere' is no folder"),
     ],
 )  # fmt: skip
 def test_errors(tmp_path, capsys, monkeypatch, changes, flags, message):

@@ -221,7 +221,7 @@ def broken(tmp_path, name, **changes):
         (["--protocol", "market"], "--protocol is 'market'; allowed: market1501"),
         (["--memory-mb", "0"], "memory_mb is 0.0, must be a number > 0"),
         (["--rerank", "--lambda-value", "2"], r"lambda_value is 2.0, must lie in \[0, 1\]"),
-        (["--out", "no/such/folder.json"], "--out is 'no/such/folder.json', whose folder does not exist"),
+        (["--out", "no/such/folder.json"], "--out is 'no/such/folder.json', but 'no/such' is no folder"),
         (["--gallery", "{tmp}/none.npz"], "none.npz' is not there"),
         (["--gallery", "{tmp}/none.npy", "--gallery-labels", "{tmp}/l.csv"], "none.npy' is not there"),
         (["--gallery", "{tmp}/text.npy", "--gallery-labels", "{tmp}/l.csv"], "text.npy' cannot be read as .npy"),

@@ -201,7 +201,8 @@ def test_the_command_chooses_on_validation_people_and_draws_curves(tmp_path, cap
         (["--train", "t.npz", "--choose"], "--choose needs --validation"),
         (["--train", "t.npz"], "--query and --gallery must both be given"),
         (["--train", "t.npz", "--query", "q.npz"], "--query and --gallery must both be given"),
-        (["--train", "t.npz", "--query", "q", "--gallery", "g", "--out", "no/s.json"], "whose folder does not exist"),
+        (["--train", "t.npz", "--query", "q", "--gallery", "g", "--out", "no/s.json"], "but 'no' is no folder"),
+        (["--train", "t.npz", "--query", "q", "--gallery", "g", "--curves", "no/c.svg"], "--curves is 'no/c.svg'"),
     ],
 )
 def test_flags_that_lack_something_are_named(argv, message, capsys):

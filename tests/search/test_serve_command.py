@@ -218,6 +218,7 @@ def test_queries_of_other_weights_are_warned_of(here, run, caplog):
             ["search", "--index", "i", "i", "--query", "query.npz", "--people", "template"],
             "--people template takes one index",
         ),
+        (["search", "--index", "i", "--query", "query.npz", "--out", "no/hits.json"], "but 'no' is no folder. Make it"),
         (["search", "--index", "i", "--images", "no.jpg"], "model.load_weights is empty; image queries need"),
         (["search", "--index", "i", "--images", "no.jpg", "model.load_weights", "w"], "'no.jpg' does not exist"),
         (["search", "--index", "i", "--images", "release", "model.load_weights", "w"], "'release' holds no image"),

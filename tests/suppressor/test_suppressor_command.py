@@ -71,7 +71,7 @@ def test_holding_out_splits_people():
         (["--erasure", "1", "2"], "--hold-out"),
         (["--only", "hat"], "--only has 'hat'; --train has: bag, gender"),
         (["--out", "one.json"], "must end in .safetensors"),
-        (["--out", "none/one.safetensors"], "whose folder does not exist"),
+        (["--out", "none/one.safetensors"], "--out is 'none/one.safetensors', but 'none' is no folder"),
         (["--erasure", "-1"], "erasure is -1.0"),
         (["--hold-out", "20"], "must end in .json"),
     ],
