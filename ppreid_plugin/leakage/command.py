@@ -22,7 +22,7 @@ from ..report.sweep import make_gallery
 from .attack import ATTACKS
 from .battery import Leakage, Rows, measure_leakage
 from .data import LeakageSet
-from .inputs import Labeler, load_set, read_truth_table, released_images
+from .inputs import Labeler, add_label_flags, load_set, read_truth_table, released_images
 from .protection import protect, released
 from .reconstruction_flags import (
     add_reconstruction_flags,
@@ -63,9 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add("--transform", default="center", help="public transform, fitted on --train: NAME[:KEY=VALUE+...]")
     add("--clean", help="the gallery unprotected (with --mechanism it is --test)")
     add("--clean-train", help="people outside the gallery, unprotected, where --train is protected already")
-    add("--attributes", metavar="FILE", help="arrays pids and attr_<name>: labels of people, added by pid")
-    add("--market-attributes", metavar="FILE", help="market_attribute.mat: labels of Market-1501's people")
-    add("--only", nargs="+", metavar="NAME", help="attributes to keep")
+    add_label_flags(made)
     add_reconstruction_flags(made)
     add("--attacks", nargs="+", metavar="NAME", help=f"{', '.join(USUAL)}: those there are, if none is named")
     add("--seeds", type=int, default=3, help="runs of every attack")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..report.record import require_folder
 from .erasure import Leace
-from .inputs import Labeler, load_set
+from .inputs import Labeler, add_label_flags, load_set
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,9 +20,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--train", required=True, help="features of the training split, with attr_<name> or labels given below")
-    add("--attributes", metavar="FILE", help="arrays pids and attr_<name>: labels of people, added by pid")
-    add("--market-attributes", metavar="FILE", help="market_attribute.mat: labels of Market-1501's people")
-    add("--only", nargs="+", metavar="NAME", help="attributes to erase (all there are, if none is named)")
+    add_label_flags(made, to="erase")
     add("--no-center", action="store_true", help="keep the training mean; without this it is taken off, as center does")
     add("--out", default="leace.safetensors", help="file to write")
     add("--debug", action="store_true", help="show the traceback of an error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -61,8 +62,16 @@ def load_set(path: str | Path, background_pids: Sequence[int], images_root: str 
     return rows
 
 
+def add_label_flags(parser: argparse.ArgumentParser, *, to: str = "keep") -> None:
+    """Add the flags of a `Labeler`; ``to`` says what is done with the attributes of ``--only``."""
+    add = parser.add_argument
+    add("--attributes", metavar="FILE", help="arrays pids and attr_<name>: labels of people, added by pid")
+    add("--market-attributes", metavar="FILE", help="market_attribute.mat: labels of Market-1501's people")
+    add("--only", nargs="+", metavar="NAME", help=f"attributes to {to} (all there are, if none is named)")
+
+
 class Labeler:
-    """Adds attributes by pid, and keeps those that were asked for.
+    """Adds attributes by pid, and keeps those that were asked for; its flags are those of `add_label_flags`.
 
     Args:
         attributes: file of ``pids`` and ``attr_<name>``.

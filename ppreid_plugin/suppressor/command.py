@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..leakage.inputs import Labeler, load_set
+from ..leakage.inputs import Labeler, add_label_flags, load_set
 from ..registry import closest
 from ..report.record import require_folder, write_json
 from .fitting import SuppressorFit
@@ -38,9 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--train", required=True, help="features of the training split, with attr_<name> or labels given below")
-    add("--attributes", metavar="FILE", help="arrays pids and attr_<name>: labels of people, added by pid")
-    add("--market-attributes", metavar="FILE", help="market_attribute.mat: labels of Market-1501's people")
-    add("--only", nargs="+", metavar="NAME", help="attributes to suppress (all there are, if none is named)")
+    add_label_flags(made, to="suppress")
     add("--erasure", type=float, nargs="+", default=[_FIT.erasure], metavar="W", help="weight; several: --hold-out")
     add("--hold-out", type=int, metavar="N", help="training people to judge on, at random; nothing is fitted for use")
     add("--attack-seeds", type=int, default=1, help="attackers for each figure on people held out")
