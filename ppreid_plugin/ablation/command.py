@@ -12,6 +12,7 @@ from tabulate import tabulate
 from ..cli import split_options
 from ..config import ConfigError
 from ..dp.journal import write_file
+from ..leakage.known_people import LEARN_FROM
 from ..registry import closest
 from ..report.record import environment, write_json
 from .defense import DEFENSES
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add("--labels", metavar="FILE", help="attributes of people, instead of measures.labels")
     add("--judge-model", metavar="NAME", help="independent torchreid model, instead of measures.judge")
     add("--judge-weights", metavar="FILE", help="its checkpoint, or zoo:NAME")
+    add("--learn-from", nargs="+", choices=LEARN_FROM, help="whom attackers learn from; both: the stronger counts")
     add("--metric", choices=METRICS, help="distance of the table's figures, instead of measures.metric")
     add("--scored-on", choices=SCORED_ON, help="people of all figures, instead of measures.scored_on")
     add("--out", default="log/ablation", metavar="DIR", help="folder of everything that is written")
@@ -101,6 +103,7 @@ def _plan(args: argparse.Namespace, options: list[str]) -> Plan:
         "judge_weights": args.judge_weights,
         "metric": args.metric,
         "scored_on": args.scored_on,
+        "learn_from": args.learn_from,
     }
     for key, value in (("data.root", args.root), ("data.sources", args.sources), ("data.targets", args.targets)):
         if value is not None:

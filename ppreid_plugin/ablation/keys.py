@@ -43,6 +43,8 @@ _FEATURES = (
     "market1501.",
     "video.",
 )
+# measures that came later, and what was measured before: figures from then are found
+_LATER: dict[str, Any] = {"scored_on": "gallery", "learn_from": ("train",)}
 # files whose content counts, not their name
 _FILES = ("model.load_weights", "privacy.adversary.labels", "privacy.erasure.labels")
 
@@ -75,11 +77,10 @@ def features_key(cfg: CfgNode) -> str:
 
 def measured_key(cfg: CfgNode, reference: CfgNode, defense: str, measures: Measures) -> str:
     """Return the name of the figures of a row with one seed, beside a reference row."""
-    scored = "" if measures.scored_on == "gallery" else f" {measures.scored_on}"
     gallery = [key for key in OPTIONS if key.startswith("privacy.gallery.")] if cfg.privacy.gallery.enabled else []
     return digest(
         {
-            "features": features_key(cfg) + scored,
+            "features": features_key(cfg),
             "reference": features_key(reference),
             "gallery": _values(cfg, gallery),
             "defense": defense,
@@ -88,7 +89,7 @@ def measured_key(cfg: CfgNode, reference: CfgNode, defense: str, measures: Measu
             "measures": {
                 name: model_fingerprint(value) if name in ("labels", "judge_weights") else value
                 for name, value in dataclasses.asdict(measures).items()
-                if name not in ("metric", "scored_on")
+                if name != "metric" and _LATER.get(name) != value
             },
         }
     )

@@ -102,6 +102,7 @@ def leakage_figures(
         reference[0],
         attacks=measures.attacks,
         seeds=measures.attack_seeds,
+        learn_from=measures.learn_from,
         options=options,
         resume=finished,
     )

@@ -18,6 +18,7 @@ from yacs.config import CfgNode
 from ..config import ConfigError, get_default_config, merge_file, merge_options, set_option
 from ..config_files import read_config
 from ..leakage import ATTACKS
+from ..leakage.known_people import LEARN_FROM
 from ..registry import closest
 from ..suppression import DEID_TARGETS
 from .defense import build_defense
@@ -36,6 +37,8 @@ class Measures:
             weights by before the gallery is looked at.
         attacks: registered attacks.
         attack_seeds: runs of every attack.
+        learn_from: whom attackers learn from: train, or gallery: half of the people who are scored on, to attack the
+            others; both: the stronger counts.
         attributes: attributes that are probed; empty: all that ``labels`` has.
         labels: file of people's attributes: ``market_attribute.mat``, or pid and attributes as .csv, .npz,
             .safetensors.
@@ -51,6 +54,7 @@ class Measures:
     scored_on: str = "gallery"
     attacks: tuple[str, ...] = ("identification", "attributes", "reconstruction")
     attack_seeds: int = 3
+    learn_from: tuple[str, ...] = ("train",)
     attributes: tuple[str, ...] = ()
     labels: str = ""
     judge: str = ""
@@ -237,6 +241,10 @@ def _measures(given: Mapping[str, Any], path: Path) -> Measures:
         raise ConfigError(f"{path} has measures.metric {made.metric!r}; allowed: {', '.join(METRICS)}.")
     if made.scored_on not in SCORED_ON:
         raise ConfigError(f"{path} has measures.scored_on {made.scored_on!r}; allowed: {', '.join(SCORED_ON)}.")
+    if not made.learn_from or set(made.learn_from) - set(LEARN_FROM):
+        raise ConfigError(
+            f"{path} has measures.learn_from {list(made.learn_from)}; allowed: one or more of {', '.join(LEARN_FROM)}."
+        )
     if made.attack_seeds < 1 or not made.deid_steps or not made.inversion_steps:
         raise ConfigError(f"{path}: measures.attack_seeds, deid_steps and inversion_steps must be >= 1.")
     if bool(made.judge) != bool(made.judge_weights):

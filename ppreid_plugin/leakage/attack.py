@@ -49,10 +49,12 @@ class Attack(ABC):
     Attributes:
         channel: name in reports.
         task: whether it is what Re-ID itself is (identification, linkage), read beside mAP, and not the headline.
+        from_gallery: whether it can learn from some of the gallery's people, to attack the others.
     """
 
     channel: ClassVar[str]
     task: ClassVar[bool] = False
+    from_gallery: ClassVar[bool] = True
 
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed

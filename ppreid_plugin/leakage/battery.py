@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from ..registry import check_arguments
 from .attack import ATTACKS, Attack
 from .data import LeakageSet
 from .finished import FinishedRuns, fingerprint
+from .known_people import LEARN_FROM, known_half, split_known, stronger
 from .linkage_figures import ROC_FPRS
 from .scores import combine, figure_record, maximum
 
@@ -73,6 +75,7 @@ def measure_leakage(
     *,
     attacks: Sequence[str] = ("attributes", "camera", "identification"),
     seeds: int = 3,
+    learn_from: Sequence[str] = ("train",),
     options: Mapping[str, Mapping[str, Any]] | None = None,
     resume: str | Path | None = None,
     meta: Mapping[str, Any] | None = None,
@@ -86,13 +89,17 @@ def measure_leakage(
         clean_train: people outside the gallery, unprotected: the attackers on ``clean`` learn from them.
         attacks: registered attacks.
         seeds: number of runs, seeds 1, 2, ...
+        learn_from: ``train``: attackers learn from ``train``; ``gallery``: from half of the people of ``test``, drawn
+            by the seed, and are scored on the others; both: the stronger counts, figure by figure (`stronger`). An
+            attack that asks who was trained on learns from ``train`` only.
         options: further arguments of attacks, by attack.
         resume: JSON file that keeps finished runs; what it holds for the same features and labels is not run again.
         meta: further entries of the result's ``meta``.
 
     Raises:
-        ValueError: an unknown attack or argument, seeds below 1, columns that differ, ``clean`` without
-            ``clean_train``, and what the attacks say about missing labels, before anything is trained.
+        ValueError: an unknown attack or argument, seeds below 1, ``learn_from`` as none of these, columns that differ,
+            ``clean`` without ``clean_train``, and what the attacks say about missing labels, before anything is
+            trained.
     """
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise ValueError(f"seeds is {seeds!r}, must be a whole number >= 1; 3 or more give an interval over seeds.")
@@ -102,6 +109,7 @@ def measure_leakage(
     given = {name: dict((options or {}).get(name, {})) for name in kinds}
     for name, kind in kinds.items():
         check_arguments(given[name], [kind], key=f"options[{name!r}]")
+    sources = _sources(learn_from, kinds)
     if (clean is None) != (clean_train is None):
         raise ValueError(
             "clean and clean_train must both be given: the attackers on clean features learn from clean training rows."
@@ -110,34 +118,83 @@ def measure_leakage(
     if clean is not None and clean_train is not None:
         sides["clean"] = (clean_train, clean)
     first = {side: (_rows(one, 1), _rows(other, 1)) for side, (one, other) in sides.items()}
-    for side, (learned, attacked) in first.items():
-        _check_columns(side, learned, attacked)
-        for name, kind in kinds.items():
-            kind(seed=1, **given[name]).check(learned, attacked)  # what is missing is named before anything is trained
+    halved = clean if clean is not None else first["protected"][1]  # whoever is known is known on both sides
+
+    @lru_cache(maxsize=1)
+    def protected(side: str, seed: int) -> tuple[LeakageSet, LeakageSet]:
+        learned, attacked = sides[side]
+        return first[side] if seed == 1 else (_rows(learned, seed), _rows(attacked, seed))
+
+    def draw(source: str, side: str, seed: int) -> tuple[LeakageSet, LeakageSet]:
+        learned, attacked = protected(side, seed)
+        return (learned, attacked) if source == "train" else split_known(attacked, known_half(halved, seed))
+
+    for source, names in sources.items():
+        for side in sides:
+            learned, attacked = draw(source, side, 1)
+            _check_columns(side, learned, attacked)
+            for name in names:
+                kinds[name](seed=1, **given[name]).check(learned, attacked)  # what is missing is named before training
     store = FinishedRuns(resume)
-    plan = [(name, side, seed) for seed in range(1, seeds + 1) for side in sides for name in kinds]
-    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    drawn: tuple[str, int, LeakageSet, LeakageSet, str] | None = None
-    for name, side, seed in track(plan, "Attacks", unit="attacks"):
-        if drawn is None or drawn[:2] != (side, seed):
-            learned, attacked = first[side] if seed == 1 else [_rows(one, seed) for one in sides[side]]
-            drawn = (side, seed, learned, attacked, fingerprint(learned, attacked))
-        key = f"{name} {seed} {drawn[4]}" + (f" {given[name]}" if given[name] else "")
+    plan = [
+        (source, side, seed, name)
+        for seed in range(1, seeds + 1)
+        for side in sides
+        for source, names in sources.items()
+        for name in names
+    ]
+    runs: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    drawn: tuple[tuple[str, str, int], LeakageSet, LeakageSet, str] | None = None
+    for source, side, seed, name in track(plan, "Attacks", unit="attacks"):
+        if drawn is None or drawn[0] != (source, side, seed):
+            learned, attacked = draw(source, side, seed)
+            drawn = ((source, side, seed), learned, attacked, fingerprint(learned, attacked))
+        key = f"{name} {seed} {drawn[3]}" + (f" {given[name]}" if given[name] else "")
         if (run := store.get(key)) is None:
-            run = _run(kinds[name](seed=seed, **given[name]), drawn[2], drawn[3])
+            run = _run(kinds[name](seed=seed, **given[name]), drawn[1], drawn[2])
             store.put(key, run)
-        runs.setdefault((name, side), []).append(run)
+        runs.setdefault((source, side, name), []).append(run)
     channels: dict[str, Any] = {}
     for name, kind in kinds.items():
-        figures = _combined(runs[name, "protected"], runs.get((name, "clean")))
+        found = {
+            source: _combined(runs[source, "protected", name], runs.get((source, "clean", name)))
+            for source, names in sources.items()
+            if name in names
+        }
+        figures = {
+            figure: stronger({source: one[figure] for source, one in found.items() if figure in one})
+            for figure in dict.fromkeys(figure for one in found.values() for figure in one)
+        }
         channels[kind.channel] = figures[""] if set(figures) == {""} else figures
     tasks = {kind.channel for kind in kinds.values() if kind.task}
     return Leakage(
         channels,
         maximum(one for channel in channels if channel in tasks for one in _flat(channel, channels[channel])),
         maximum(one for channel in channels if channel not in tasks for one in _flat(channel, channels[channel])),
-        {"seeds": seeds, "train": _sizes(first["protected"][0]), "test": _sizes(first["protected"][1]), **(meta or {})},
+        {
+            "seeds": seeds,
+            "learn_from": list(learn_from),
+            "train": _sizes(first["protected"][0]),
+            "test": _sizes(first["protected"][1]),
+            **(meta or {}),
+        },
     )
+
+
+def _sources(learn_from: Sequence[str], kinds: Mapping[str, type[Attack]]) -> dict[str, list[str]]:
+    """Return the attacks by whom they learn from."""
+    if isinstance(learn_from, str) or not learn_from or set(learn_from) - set(LEARN_FROM):
+        raise ValueError(f"learn_from is {learn_from!r}, must be one or more of: {', '.join(LEARN_FROM)}.")
+    if list(learn_from) == ["gallery"] and (cannot := [name for name, kind in kinds.items() if not kind.from_gallery]):
+        raise ValueError(
+            f"{', '.join(cannot)} cannot learn from half of the gallery's people: the attack tells them from those of "
+            "training. Let it learn from train, too, or leave it out."
+        )
+    return {
+        source: [name for name, kind in kinds.items() if source == "train" or kind.from_gallery]
+        for source in LEARN_FROM
+        if source in learn_from
+    }
 
 
 def _run(attack: Attack, train: LeakageSet, test: LeakageSet) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from .attack import ATTACKS
 from .battery import Leakage, Rows, measure_leakage
 from .data import LeakageSet
 from .inputs import Labeler, add_label_flags, load_set, read_truth_table, released_images
+from .known_people import LEARN_FROM
 from .protection import protect, released
 from .reconstruction_flags import (
     add_reconstruction_flags,
@@ -67,6 +68,14 @@ def parser() -> argparse.ArgumentParser:
     add_reconstruction_flags(made)
     add("--attacks", nargs="+", metavar="NAME", help=f"{', '.join(USUAL)}: those there are, if none is named")
     add("--seeds", type=int, default=3, help="runs of every attack")
+    add(
+        "--learn-from",
+        nargs="+",
+        default=["train"],
+        choices=LEARN_FROM,
+        help="whom attackers learn from: --train, or half of the gallery's people (the others are attacked); both: the "
+        "stronger counts",
+    )
     add("--background-pids", nargs="*", type=int, default=[0], help="pids of the gallery that are no person")
     add("--out", default="leakage.json", help="file to write; finished attacks are kept beside it until it is")
     add("--fresh", action="store_true", help="run attacks again that an interrupted run has finished")
@@ -116,6 +125,7 @@ def leakage_command(argv: Sequence[str]) -> Leakage:
         clean_train,
         attacks=attacks,
         seeds=args.seeds,
+        learn_from=args.learn_from,
         options={"reconstruction": options},
         resume=resume,
         meta={

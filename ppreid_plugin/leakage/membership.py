@@ -82,6 +82,7 @@ class MembershipAttack(Attack):
     """
 
     channel = "membership"
+    from_gallery = False
 
     def __init__(self, *, seed: int = 0) -> None:
         super().__init__(seed=seed)

@@ -47,6 +47,7 @@ def test_rows_that_cannot_be_used_are_named(write_plan, rows, message):
         ({"test_rows": -1}, "measures.test_rows -1, must be a whole number >= 0"),
         ({"deid_steps": "many"}, "measures.deid_steps 'many', must be a whole number"),
         ({"scored_on": "people"}, "measures.scored_on 'people'; allowed: gallery, validation"),
+        ({"learn_from": ["query"]}, r"measures.learn_from \['query'\]; allowed: one or more of train, gallery"),
         ({"metric": "l2"}, "measures.metric 'l2'; allowed: cosine, euclidean"),
         ({"judge": "osnet_x0_25"}, "judge and judge_weights belong together"),
         ({"deid_target": "pixelat"}, "Did you mean 'pixelate'"),
@@ -97,15 +98,21 @@ def test_keys_change_with_what_determines_the_work_and_with_nothing_else(write_p
     weights = tmp_path / "w.pth"
     weights.write_bytes(b"one")
 
-    def keys(*options, row=1):
-        plan = load_plan(write_plan(), options=list(map(str, options)))
+    def keys(*options, row=1, **measures):
+        plan = load_plan(write_plan(), options=list(map(str, options)), measures=measures)
         cfg, reference = plan.config(plan.rows[row], 1), plan.config(plan.rows[0], 1)
         return (
             training_key(cfg), features_key(cfg), measured_key(cfg, reference, plan.rows[row].defense, plan.measures),
         )  # fmt: skip
 
     base = keys()
-    for same in (("data.save_dir", "x"), ("train.print_freq", 3), ("test.ranks", "[1]"), ("privacy.aware.weight", 3)):
+    for same in (
+        ("data.save_dir", "x"),
+        ("train.print_freq", 3),
+        ("train.channels_last", True),
+        ("test.ranks", "[1]"),
+        ("privacy.aware.weight", 3),
+    ):
         assert keys(*same) == base
     for training in (
         ("train.lr", 0.1),
@@ -122,6 +129,11 @@ def test_keys_change_with_what_determines_the_work_and_with_nothing_else(write_p
     assert test_images[0] == base[0]
     assert test_images[1:] != base[1:]
     assert test_images[1] != base[1]
+    for measures in ({"scored_on": "validation"}, {"learn_from": ["gallery"]}, {"attack_seeds": 2}):
+        measured = keys(**measures)
+        assert measured[:2] == base[:2]
+        assert measured[2] != base[2]
+    assert keys(scored_on="gallery", learn_from=["train"], metric="euclidean") == base
     gallery = keys("privacy.gallery.enabled", True)
     assert gallery[:2] == base[:2]
     assert gallery[2] != base[2] != keys("test.exclude_same_camera", False)[2]
