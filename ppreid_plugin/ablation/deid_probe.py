@@ -16,7 +16,7 @@ from ..leakage import LeakageSet
 from ..leakage.image_scores import mean_over_people
 from ..leakage.images import RowImages
 from ..leakage.inversion_decoder import to_images
-from ..suppression import DECODERS, DeIDDecoder
+from ..suppression import DECODERS, DeIDDecoder, standalone_deid_target
 
 TRAIN_ROWS, TEST_ROWS = 10_000, 3_000
 _BATCH, _CHUNK = 64, 256
@@ -31,9 +31,14 @@ class DeIDProbe:
         target: registered De-ID target at its default strength.
         height, width: of the images that T sees, in pixels.
         steps: batches of 64.
+
+    Raises:
+        ValueError: an unknown target, or one that learns from training images first. (Of ``mean_image`` the loss is 0
+            whatever the features hold.)
     """
 
     def __init__(self, target: str, *, height: int, width: int, steps: int) -> None:
+        standalone_deid_target(target, key="measures.deid_target")
         self._component = DeIDDecoder(target, height=_HEIGHT, width=_WIDTH)
         self._size = (height, width)
         self._steps = steps

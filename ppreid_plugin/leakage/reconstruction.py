@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from ..suppression.deid import DeIDTarget, build_deid_target
+from ..suppression.deid import standalone_deid_target
 from .attack import Attack, Figure, register_attack
 from .data import LeakageSet
 from .image_scores import in_chunks, mean_over_people, psnr, ssim
@@ -60,12 +60,7 @@ class ReconstructionAttack(Attack):
         test_rows: int = TEST_ROWS,
     ) -> None:
         super().__init__(seed=seed)
-        self.deid_target = build_deid_target(deid_target)
-        if type(self.deid_target).prepare is not DeIDTarget.prepare:
-            raise ValueError(
-                f"deid_target is {deid_target!r}, which learns from training images first; the attack needs T(x) of an "
-                "image alone. Name another, such as 'pixelate' (--deid-target); the mean image is reported anyhow."
-            )
+        self.deid_target = standalone_deid_target(deid_target, key="deid_target")()
         self.judge = judge
         self.steps, self.test_rows = steps, test_rows
         self._inversion: Inversion | None = None

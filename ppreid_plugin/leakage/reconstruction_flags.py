@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..suppression.deid import DEID_TARGETS
+from ..suppression.deid import standalone_deid_target
 from .judge import Judge
 from .perceptual import lpips_missing
 from .reconstruction import TEST_ROWS
@@ -26,7 +26,7 @@ def add_reconstruction_flags(parser: argparse.ArgumentParser) -> None:
 
 def check_reconstruction_flags(args: argparse.Namespace) -> None:
     """Raise ValueError where they do not fit together, before anything is loaded."""
-    DEID_TARGETS.get(args.deid_target, key="--deid-target")
+    standalone_deid_target(args.deid_target, key="--deid-target")
     if (args.judge_model is None) != (args.judge_weights is None):
         raise ValueError(
             "--judge-model and --judge-weights belong together, such as: --judge-model osnet_x0_25 --judge-weights "

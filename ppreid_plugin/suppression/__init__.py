@@ -12,6 +12,7 @@ from .deid import (
     build_deid_target,
     parse_deid_targets,
     register_deid_target,
+    standalone_deid_target,
 )
 from .deid_decoder import DeIDDecoder
 from .deid_loss import DeIDLoss, parse_deid_loss
@@ -63,4 +64,5 @@ __all__ = [
     "register_adversary",
     "register_decoder",
     "register_deid_target",
+    "standalone_deid_target",
 ]

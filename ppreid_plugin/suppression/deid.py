@@ -186,6 +186,22 @@ def parse_deid_targets(spec: str) -> dict[str, float]:
     return parse_weights(spec, key=key, check=lambda name: DEID_TARGETS.get(name, key=key))
 
 
+def standalone_deid_target(name: str, *, key: str) -> type[DeIDTarget]:
+    """Return a target that makes T(x) of an image alone, for use where no engine prepares it.
+
+    Raises:
+        ValueError: an unknown name (the nearest is suggested), or a target that learns from training images first, in
+            the name of the ``key`` that holds it.
+    """
+    target = DEID_TARGETS.get(name, key=key)
+    if target.prepare is not DeIDTarget.prepare:
+        raise ValueError(
+            f"{key} is {name!r}, which learns from training images first; T(x) of an image alone is needed. Name "
+            "another, such as 'pixelate'."
+        )
+    return target
+
+
 def build_deid_target(name: str, **options: Any) -> DeIDTarget:
     """Build the registered target ``name`` with those of ``options`` that its constructor takes."""
     target = DEID_TARGETS.get(name)

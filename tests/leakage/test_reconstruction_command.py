@@ -126,6 +126,7 @@ def test_reconstruction_runs_unasked_where_there_are_images(files, tmp_path, cap
         (("--images-root", "empty"), "_c1s1_000000_00.jpg': No such file"),
         (("--images-root", ".", "--mechanism", "gaussian", "--epsilon", "8", "--unit", "person"), "A prototype"),
         (("--images-root", ".", "--deid-target", "pixelize"), "--deid-target is 'pixelize'"),
+        (("--images-root", ".", "--deid-target", "mean_image"), "--deid-target is 'mean_image', which learns"),
         (("--images-root", ".", "--judge-model", "osnet_x0_25"), "--judge-model and --judge-weights belong together"),
         (("--images-root", ".", "--judge-model", "osnet", "--judge-weights", "w"), "the judge's model is 'osnet'"),
         (("--images-root", ".", "--judge-model", "osnet_x0_25", "--judge-weights", "w"), "'w', which does not exist"),

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppreid_plugin.suppression import (
+    DEID_TARGETS,
     Blur,
     DeIDDecoder,
     DeIDLoss,
@@ -15,6 +16,7 @@ from ppreid_plugin.suppression import (
     Pixelate,
     parse_deid_targets,
     register_deid_target,
+    standalone_deid_target,
 )
 
 
@@ -95,6 +97,18 @@ def test_none_is_the_clean_decoder():
 def test_errors_name_value_allowed_and_fix(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_only_the_mean_image_needs_training_images_first():
+    with pytest.raises(ValueError, match="--target is 'mean_image', which learns from training images first"):
+        standalone_deid_target("mean_image", key="--target")
+    images = torch.rand(2, 3, 16, 8)
+    for name in set(DEID_TARGETS.names()) - {"mean_image"}:
+        made = standalone_deid_target(name, key="--target")()
+        assert type(made) is DEID_TARGETS.get(name)
+        assert made(images).shape == images.shape  # nothing was prepared
+    with pytest.raises(ValueError, match="--target is 'blurr'; registered: .*Did you mean 'blur'"):
+        standalone_deid_target("blurr", key="--target")
 
 
 def test_a_name_is_not_replaced_by_accident():
