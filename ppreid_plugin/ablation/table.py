@@ -55,7 +55,13 @@ def columns(records: Sequence[Record], metric: str) -> list[Column]:
             made.append(Column("identification top-1", _reader("leakage", "channels", channel, "score")))
         if channel == "reconstruction":
             made.append(Column("reconstruction SSIM", _reader("leakage", "channels", channel, "score"), percent=False))
-        made.append(Column(f"{channel} leakage", _reader("leakage", "channels", channel, "leakage")))
+        path = ("leakage", "channels", channel)
+        if channel == "patches":
+            for figure in _named(records, channel):
+                made.append(Column(f"{figure} recovered", _reader(*path, figure, "score")))
+                made.append(Column(f"{figure} leakage", _reader(*path, figure, "leakage")))
+            continue
+        made.append(Column(f"{channel} leakage", _reader(*path, "leakage")))
     path = ("leakage", "channels", "reconstruction")
     made += [
         Column("rank-1 of reconstructions", _reader(*path, "others", "rank1")),
@@ -142,6 +148,12 @@ def _reader(*path: str) -> Callable[[Record], float | None]:
         return value if isinstance(value, (int, float)) else None
 
     return read
+
+
+def _named(records: Sequence[Record], channel: str) -> list[str]:
+    """Return the names of a channel's figures in all records."""
+    channels = [record.get("leakage", {}).get("channels", {}) for record in records]
+    return list(dict.fromkeys(name for one in channels for name in one.get(channel, {})))
 
 
 def _attribute_leakages(record: Record) -> list[float]:

@@ -3,6 +3,7 @@
 from .attack import ATTACKS, Attack, Figure, register_attack
 from .attributes import AttributesAttack, CameraAttack
 from .battery import Leakage, measure_leakage
+from .cues import FineCues
 from .data import LeakageSet
 from .erasure import Leace
 from .identification import IdentificationAttack
@@ -11,6 +12,7 @@ from .judge import Judge
 from .linkage import LinkageAttack, link
 from .membership import MembershipAttack, gallery_membership
 from .membership_canary import canary_membership
+from .patches import PatchAttack
 from .reconstruction import ReconstructionAttack
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "AttributesAttack",
     "CameraAttack",
     "Figure",
+    "FineCues",
     "IdentificationAttack",
     "ImageFiles",
     "Judge",
@@ -28,6 +31,7 @@ __all__ = [
     "LeakageSet",
     "LinkageAttack",
     "MembershipAttack",
+    "PatchAttack",
     "ReconstructionAttack",
     "canary_membership",
     "gallery_membership",

@@ -39,6 +39,7 @@ USUAL = (
     "linkage",
     "membership",
     "reconstruction",
+    "patches",
 )  # those that are there, if none is named
 _ACROSS_CAMERAS = ("camera", "identification", "linkage")  # attacks that need two cameras
 _TRAIN_DRAWS = 10_000  # seeds of the noise on training rows start here: never a draw of the gallery's
@@ -221,6 +222,8 @@ def _usual(train: LeakageSet, attacked: Rows) -> list[str]:
     if "reconstruction" in names and (train.images is None or rows.images is None):
         print("No images are known, so reconstruction is left out (--images-root, or an array images).")
         names.remove("reconstruction")
+    if any(one.images is None or one.images.cues() is None for one in (train, rows)):
+        names.remove("patches")  # few images have boxes
     if len(np.unique(rows.people.camids)) < 2:
         across = [name for name in _ACROSS_CAMERAS if name in names]
         print(f"The rows to attack are of one camera, or of none as prototypes are: {', '.join(across)} are left out.")

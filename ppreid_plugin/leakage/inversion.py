@@ -84,7 +84,7 @@ def fit_inversion(train: LeakageSet, *, steps: int = STEPS, seed: int = 0) -> In
     learned_constant = fit_constant(pixels, mean, steps=min(CONSTANT_STEPS, 10 * steps), seed=seed)
     constant = max((mean, learned_constant), key=lambda one: _constant_ssim(one, wanted))
     candidates: list[tuple[float, str, nn.Module | None]] = [(_constant_ssim(constant, wanted), "constant", None)]
-    noised = _redrawn(learned, seed)
+    noised = redrawn(learned, seed)
     draws = (noised(number) for number in range(1 if learned.redraw is None else LINEAR_DRAWS))
     reached, linear = max(
         ((held_out_ssim(model, held_out), model) for model in fit_linear(draws, pixels, constant)),
@@ -125,7 +125,7 @@ def split_people(train: LeakageSet, seed: int) -> tuple[LeakageSet, LeakageSet]:
     return train.take(np.isin(train.pids, pids[kept])), held
 
 
-def _redrawn(rows: LeakageSet, seed: int) -> Callable[[int], Matrix]:
+def redrawn(rows: LeakageSet, seed: int) -> Callable[[int], Matrix]:
     """Return a function from a number to the rows' features, with fresh noise for each where there is any."""
     again = rows.redraw
     if again is None:

@@ -50,7 +50,7 @@ def fit_constant(pixels: Pixels, mean: Tensor, *, steps: int = CONSTANT_STEPS, s
     constant = mean.clone().requires_grad_()
     solver = torch.optim.Adam([constant], lr=CONSTANT_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(solver, 1.0, 0.1, total_iters=steps)
-    for chosen in itertools.islice(_batches(len(pixels), seed, CONSTANT_BATCH), steps):
+    for chosen in itertools.islice(batches(len(pixels), seed, CONSTANT_BATCH), steps):
         _step(solver, constant.expand(len(chosen), -1, -1, -1), to_images(pixels[chosen]))
         schedule.step()
     return constant.detach().clamp(0, 1)
@@ -180,7 +180,7 @@ def fit_decoder(
     looks = {max(1, round(steps * check / CHECKS)) for check in range(1, CHECKS + 1)}
     epoch, features, left = -1, torch.empty(0), 0
     with isolated_rng(seed):
-        for step, chosen in enumerate(itertools.islice(_batches(len(pixels), seed), steps), 1):
+        for step, chosen in enumerate(itertools.islice(batches(len(pixels), seed), steps), 1):
             if left == 0:
                 epoch, left = epoch + 1, max(1, len(pixels) // BATCH)
                 features = torch.from_numpy(draw(epoch))
@@ -212,7 +212,7 @@ def _step(solver: torch.optim.Optimizer, made: Tensor, images: Tensor) -> None:
     solver.step()
 
 
-def _batches(rows: int, seed: int, most: int = BATCH) -> Iterator[npt.NDArray[np.int64]]:
+def batches(rows: int, seed: int, most: int = BATCH) -> Iterator[npt.NDArray[np.int64]]:
     """Yield batches of row numbers for ever: every row once an epoch, but those that fill no batch."""
     rng = np.random.default_rng(seed)
     size = min(most, rows)
