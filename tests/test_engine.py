@@ -254,6 +254,32 @@ def test_checkpoints_load_in_stock_torchreid_with_no_missing_or_unexpected_key(m
     assert utils.resume_from_checkpoint(path, fresh, engine.optimizer, engine.scheduler) == 1
 
 
+def test_channels_last_trains_the_same_to_rounding_and_its_checkpoint_loads(make_engine, run_engine):
+    options = ("privacy.deid.enabled", True, "privacy.adversary.enabled", True)
+    losses = {}
+    for layout in (False, True):
+        engine = make_engine(*options, "train.channels_last", layout)
+        seen, inputs = record_losses(engine), []
+        convolutions = [one for one in engine.model.modules() if isinstance(one, nn.Conv2d)]
+        for one in convolutions:  # of one channel or one pixel every layout is channels last
+            one.register_forward_hook(lambda _, __, made: inputs.append(made))
+        engine.set_model_mode("train")
+        engine.max_epoch = 1
+        for _, data in zip(range(2), engine.train_loader, strict=False):
+            engine.forward_backward(data)
+        wide = [made for made in inputs if made.shape[1] > 1 and made.shape[2] > 1]
+        assert wide
+        assert all(made.is_contiguous(memory_format=torch.channels_last) == layout for made in wide)
+        losses[layout] = seen
+    for key, value in losses[False][0].items():
+        assert losses[True][0][key] == pytest.approx(value, rel=1e-4), key
+    path = f"{engine.cfg.data.save_dir}/model/model.pth.tar-1"
+    engine.save_model(0, 0.5, engine.cfg.data.save_dir)
+    fresh = models.build_model("osnet_x0_25", engine.datamanager.num_train_pids, pretrained=False)
+    fresh.load_state_dict(utils.load_checkpoint(path)["state_dict"], strict=True)
+    assert all(one.weight.is_contiguous() for one in fresh.modules() if isinstance(one, nn.Conv2d))
+
+
 def test_training_continues_as_if_it_had_not_stopped(make_engine, run_engine, tmp_path):
     options = ("privacy.deid.enabled", True, "privacy.adversary.enabled", True, "train.stepsize", "[1]")
     whole = make_engine(*options, "train.max_epoch", 1)

@@ -16,6 +16,7 @@ from ..leakage.known_people import LEARN_FROM
 from ..registry import closest
 from ..report.record import environment, write_json
 from .defense import DEFENSES
+from .front import front_picture, fronts
 from .plan import METRICS, SCORED_ON, Plan, load_plan
 from .runner import Runner
 from .table import render, summarize
@@ -85,14 +86,19 @@ def ablation_command(argv: Sequence[str]) -> dict[str, Any]:
         "scored_on": plan.measures.scored_on,
         "chosen_on": "nothing",
         **summary,
+        "fronts": fronts(summary, plan.measures.metric),
         "records": found,
         "environment": environment("cpu"),
     }
     write_json(record, out / "ablation.json")
     for suffix, style in _STYLES.items():
         write_file(out / f"ablation.{suffix}", _page(summary, style, plan).encode(), mode=0o644)
+    picture = front_picture(summary, plan.measures.metric)
+    if picture is not None:
+        write_file(out / "ablation.svg", picture, mode=0o644)
     print(_page(summary, "simple", plan))
-    print(f"Written: '{out / 'ablation.json'}', and the tables as .md and .tex beside it")
+    shown = "the tables as .md and .tex" + ("" if picture is None else ", and mAP over leakage as .svg,")
+    print(f"Written: '{out / 'ablation.json'}', {shown} beside it")
     return record
 
 

@@ -1,0 +1,62 @@
+"""The front: against its definition, and what is drawn of it."""
+
+import xml.etree.ElementTree as ElementTree
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppreid_plugin.ablation.front import LEAKAGES, front_picture, fronts, undominated
+from ppreid_plugin.ablation.table import columns, summarize
+
+POINT = st.tuples(st.integers(0, 4), st.integers(0, 4))
+
+
+def record(mean_ap, leakage, judged=None):
+    figures = {"rank1": 0.9, "rank5": 0.95, "mAP": mean_ap, "mINP": 0.3}
+    reconstruction = {"score": 0.3, "leakage": leakage, "others": {"rank1": judged}, "clean_others": {"rank1": 0.5}}
+    channels = {
+        "attributes": {"a": {"leakage": leakage}},
+        "identification": {"score": 0.5, "leakage": leakage},
+        "reconstruction": reconstruction,
+    }
+    return {
+        "retrieval": {"cosine": figures, "euclidean": None},
+        "leakage": {"channels": channels},
+        "deid": {"ratio": leakage},
+    }
+
+
+def summary(**rows):
+    return summarize({name: [record(*figures)] for name, figures in rows.items()}, "cosine")
+
+
+@given(points=st.lists(POINT, min_size=1, max_size=12))
+def test_a_point_is_on_the_front_if_walking_down_in_utility_it_lowers_leakage(points):
+    best, wanted = float("inf"), set()
+    for utility in sorted({u for u, _ in points}, reverse=True):
+        lowest = min(k for u, k in points if u == utility)
+        if lowest < best:
+            wanted.add((utility, lowest))
+            best = lowest
+    found = undominated([u for u, _ in points], [k for _, k in points])
+    assert [point in wanted for point in points] == found
+
+
+def test_fronts_are_named_by_row_and_rows_without_a_figure_are_none():
+    rows = {"base": (0.77, 1.0, 0.5), "mild": (0.75, 0.6, None), "worse": (0.74, 0.7, 0.1), "strong": (0.6, 0.2, 0.2)}
+    made = summary(**rows)
+    found = fronts(made, "cosine")
+    assert found["attributes, mean leakage"] == ["base", "mild", "strong"]
+    assert found["of the reference's"] == ["base", "worse"]
+    assert set(found) == set(LEAKAGES)  # and each is a column of the table
+    assert set(LEAKAGES) <= {column.name for column in columns([record(0.7, 0.5, 0.5)], "cosine")}
+    assert fronts(made, "euclidean") == {}
+
+
+def test_the_picture_has_every_row_in_every_panel_and_no_date():
+    made = summary(base=(0.77, 1.0, 0.5), mild=(0.75, 0.6, 0.3), worse=(0.74, 0.7, 0.1))
+    picture = front_picture(made, "cosine")
+    ElementTree.fromstring(picture)
+    assert b"<dc:date>" not in picture
+    assert picture.count(b"<!-- mild -->") == len(LEAKAGES)
+    assert front_picture(summary(base=(0.77, 1.0), mild=(0.75, 0.6)), "cosine") is None
