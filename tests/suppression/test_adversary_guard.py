@@ -1,6 +1,7 @@
 """The guard speaks when an adversary is of no use, each cause provoked, and is silent otherwise."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -88,3 +89,75 @@ def test_figures_that_are_not_finite_are_left_out():
     guard = AdversaryGuard("adversary")
     guard.watch(loss=float("nan"), chance=1.0, spread=0.5)
     assert guard.finish_epoch(0) == []
+
+
+def told(epochs, *, people=False, chance=2.0, spread=0.5):
+    """Return the causes after each of these epochs, of (own loss, loss on people not learned) as shares of chance."""
+    guard, causes = AdversaryGuard("adversary", labels_are_people=people), []
+    for epoch, (own, held_out) in enumerate(epochs):
+        for side in (0.5, 1.5):  # two steps, whose mean counts
+            missing = held_out is None
+            guard.watch(
+                loss=side * own * chance,
+                chance=chance,
+                spread=side * spread,
+                held_out=None if missing else side * held_out * chance,
+            )
+        causes.append(guard.finish_epoch(epoch))
+    return causes
+
+
+@pytest.mark.parametrize("chance", [0.05, 0.693, 6.62])
+@pytest.mark.parametrize(
+    ("own", "held_out", "causes"),
+    [
+        (0.0999, 0.5001, ["by heart"]),
+        (0.1001, 0.5001, []),
+        (0.0999, 0.4999, []),
+        (0.0999, None, ["by heart"]),
+        (0.1001, None, []),
+        (0.0, 30.0, ["by heart"]),
+    ],
+)
+def test_by_heart_is_a_tenth_of_chance_and_half_of_it_on_others(own, held_out, causes, chance):
+    assert told([(own, held_out)], chance=chance) == [causes]
+
+
+@pytest.mark.parametrize("chance", [0.05, 0.693, 6.62])
+def test_chance_is_98_percent_for_three_epochs_on_end(chance):
+    under, over = (0.9799, None), (0.9801, None)
+    assert told([over] * 4, chance=chance) == [[], [], ["chance"], ["chance"]]
+    assert told([under] * 5, chance=chance) == [[]] * 5
+    assert told([over, over, under, over, over, over, under], chance=chance) == [[]] * 5 + [["chance"], []]
+
+
+def test_spread_of_a_ten_thousandth_is_a_collapse():
+    assert told([(0.5, None)], spread=0.9999e-4) == [["features"]]
+    assert told([(0.5, None)], spread=1.0001e-4) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "people", "message"),
+    [
+        (
+            [(0.05, 0.9)],
+            False,
+            "epoch 1: adversary knows its .*: loss 0.1, of chance 2; .* not learn 1.8. .*nobody else",
+        ),
+        ([(0.05, None)], True, "epoch 1: adversary knows its .*: loss 0.1, of chance 2. What it says .*nobody else"),
+        ([(0.05, None)], False, "adversary may know its .*is not measured: set privacy.adversary.people cross_fit"),
+        ([(1.99, None)] * 3, False, "epoch 3: .*at chance for 3 epochs .*too weak: raise privacy.adversary.lr"),
+        ([(2.01, None)] * 3, False, "epoch 3: .*at chance for 3 epochs .*It diverges: lower privacy.adversary.lr"),
+    ],
+)
+def test_the_warning_says_what_was_measured_and_what_to_do(epochs, people, message, caplog):
+    with caplog.at_level(logging.WARNING):
+        told(epochs, people=people)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert re.search(message, said), said
+
+
+def test_what_comes_back_is_said_again(caplog):
+    with caplog.at_level(logging.WARNING):
+        told([(0.05, 0.9), (0.05, 0.9), (0.5, 0.9), (0.05, 0.9)])
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["epoch 1", "epoch 4"]
