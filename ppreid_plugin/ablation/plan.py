@@ -20,7 +20,7 @@ from ..config_files import read_config
 from ..leakage import ATTACKS
 from ..leakage.known_people import LEARN_FROM
 from ..registry import closest
-from ..suppression import DEID_TARGETS
+from ..suppression import standalone_deid_target
 from .defense import build_defense
 
 METRICS = ("cosine", "euclidean")
@@ -257,7 +257,7 @@ def _measures(given: Mapping[str, Any], path: Path) -> Measures:
             ".csv, .npz). Append --labels FILE, or leave attributes out of measures.attacks."
         )
     if made.deid_target:
-        DEID_TARGETS.get(made.deid_target, key="measures.deid_target")
+        standalone_deid_target(made.deid_target, key="measures.deid_target")
     return made
 
 

@@ -50,6 +50,7 @@ def test_rows_that_cannot_be_used_are_named(write_plan, rows, message):
         ({"learn_from": ["query"]}, r"measures.learn_from \['query'\]; allowed: one or more of train, gallery"),
         ({"metric": "l2"}, "measures.metric 'l2'; allowed: cosine, euclidean"),
         ({"judge": "osnet_x0_25"}, "judge and judge_weights belong together"),
+        ({"deid_target": "mean_image"}, "which learns from training images first"),
         ({"deid_target": "pixelat"}, "Did you mean 'pixelate'"),
     ],
 )
