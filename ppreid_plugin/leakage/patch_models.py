@@ -53,7 +53,7 @@ def regressions(features: Matrix, wanted: Matrix, *, seed: int) -> Iterator[tupl
 
 def _ridges(columns: Matrix, wanted: Matrix) -> Iterator[tuple[str, Predict]]:
     for penalty in PENALTIES:
-        model = Ridge(alpha=penalty * len(columns)).fit(columns, wanted)
+        model = Ridge(alpha=penalty * len(columns)).fit(columns.astype(np.float64), wanted.astype(np.float64))
         yield "ridge", lambda rows, model=model: model.predict(rows).reshape(len(rows), -1).astype(np.float32)  # type: ignore[misc]
 
 

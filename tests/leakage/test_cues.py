@@ -116,6 +116,7 @@ def test_errors_name_the_array(boxes, codes, message):
         FineCues(boxes, codes)
 
 
-def test_a_box_beyond_its_image_is_an_error():
-    with pytest.raises(ValueError, match=r"row 1 has the box \[0, 0, 21, 40\], its image is 20 x 40 pixels"):
-        ArrayImages(PIXELS[:2]).crops(np.array([[0, 0, 20, 40], [0, 0, 21, 40]]), 4)
+@pytest.mark.parametrize("box", [[0, 0, 21, 40], [0, 0, 20, 41], [-2, 0, 5, 5], [0, -2, 5, 5]])
+def test_a_box_beyond_its_image_is_an_error(box):
+    with pytest.raises(ValueError, match=r"row 1 has the box \[.*\], its image is 20 x 40 pixels"):
+        ArrayImages(PIXELS[:2]).crops(np.array([[0, 0, 20, 40], box]), 4)
