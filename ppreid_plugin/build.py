@@ -124,6 +124,7 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
     Raises:
         OSError: ImageNet weights that cannot be downloaded.
         CheckpointError, ZooError: weights that do not fit or cannot be had.
+        ConfigError: ``train.channels_last`` with a model that needs the other layout.
     """
     starts_from_file = bool(cfg.model.load_weights or cfg.model.resume)
     try:
@@ -147,12 +148,27 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
         missing = load_weights(model, path, model_name=cfg.model.name)
         print(f"Loaded weights from '{path}'" + (f"; newly initialized: {', '.join(missing)}" if missing else ""))
     if cfg.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # convolutions lay their images out as their weights are
+        model = _channels_last(model, size, cfg.model.name)
     if cfg.use_gpu:
         model = model.cuda()
         if torch.cuda.device_count() > 1 and ranks.world_size() == 1:
             model = nn.DataParallel(model)
     return model
+
+
+def _channels_last(model: nn.Module, size: tuple[int, ...], name: str) -> nn.Module:
+    """Lay the weights out channels last; convolutions lay their images out as their weights are."""
+    model = model.to(memory_format=torch.channels_last)
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(size))
+    except RuntimeError as error:  # the forward of PCB and of MuDeep views a feature map as if its channels lay first
+        raise ConfigError(
+            f"train.channels_last is True, but the forward of {name} needs the other layout "
+            f"({' '.join(str(error).split())[:80]}). Append: train.channels_last False"
+        ) from error
+    return model.train(training)
 
 
 def build_components(cfg: CfgNode) -> list[Component]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ppreid_plugin import Component, DeIDDecoder, DPGallery, IdentityAdversary, arguments, build, with_privacy
 from ppreid_plugin.components import Trainable
+from ppreid_plugin.config import ConfigError
 from ppreid_plugin.data.validation import VALIDATION
 from ppreid_plugin.dp import gaussian_delta
 from ppreid_plugin.extracting import extract
@@ -278,6 +279,11 @@ def test_channels_last_trains_the_same_to_rounding_and_its_checkpoint_loads(make
     fresh = models.build_model("osnet_x0_25", engine.datamanager.num_train_pids, pretrained=False)
     fresh.load_state_dict(utils.load_checkpoint(path)["state_dict"], strict=True)
     assert all(one.weight.is_contiguous() for one in fresh.modules() if isinstance(one, nn.Conv2d))
+
+
+def test_a_model_that_needs_the_other_layout_is_named(make_engine):
+    with pytest.raises(ConfigError, match="train.channels_last is True, but the forward of pcb_p6 needs the other"):
+        make_engine("model.name", "pcb_p6", "data.height", 96, "train.channels_last", True)
 
 
 def test_training_continues_as_if_it_had_not_stopped(make_engine, run_engine, tmp_path):
