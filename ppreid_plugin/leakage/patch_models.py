@@ -25,7 +25,7 @@ Predict = Callable[[Matrix], Matrix]
 PENALTIES = (1e-5, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of ridge, times the number of rows: columns have variance 1
 KERNEL_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # the kernel of a row with itself is 1
 KERNEL_WIDTHS = (0.25, 1.0, 4.0)  # gamma, as multiples of 1 / median squared distance
-KERNEL_ROWS = 3000  # more make it slow: the cost grows with their cube
+KERNEL_ROWS = 1500  # more make it slow: the cost grows with their cube
 HIDDEN_UNITS, DROPOUT = 256, 0.3
 STEPS, LOOKS, BATCH, RATE, DECAY = 600, 6, 128, 1e-3, 1e-2  # of the network: a candidate at each look
 
