@@ -19,7 +19,8 @@ def require_whole(name: str, value: object, *, least: int = 1, most: int | None 
     Args:
         name: of the argument or key, as the user wrote it.
         value: what was given; 2.0 is no whole number, nor is True.
-        least, most: the smallest and the largest that is allowed; most None: none is too large.
+        least: the smallest that is allowed.
+        most: the largest; None: none is too large.
         hint: what the number is, or what is usual; stands in brackets behind the range.
 
     Raises:

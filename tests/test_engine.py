@@ -263,7 +263,7 @@ def test_channels_last_trains_the_same_to_rounding_and_its_checkpoint_loads(make
         seen, inputs = record_losses(engine), []
         convolutions = [one for one in engine.model.modules() if isinstance(one, nn.Conv2d)]
         for one in convolutions:  # of one channel or one pixel every layout is channels last
-            one.register_forward_hook(lambda _, __, made: inputs.append(made))
+            one.register_forward_hook(lambda _, __, made, kept=inputs: kept.append(made))
         engine.set_model_mode("train")
         engine.max_epoch = 1
         for _, data in zip(range(2), engine.train_loader, strict=False):
