@@ -175,3 +175,15 @@ def test_the_shipped_plan_is_one(tmp_path):
     assert by_name["two_stage"].training == by_name["one_stage"].training
     assert len({one.training for one in work}) == 16 * len(plan.seeds)
     assert plan.config(by_name["erasure"].row, 1).privacy.erasure.attributes[0] == "gender"
+
+
+def test_the_shipped_plan_of_weights_looks_at_people_held_out_only(tmp_path):
+    from ablation_cases import CONFIGS
+
+    labels = tmp_path / "attributes.csv"
+    labels.write_text("pid,gender\n1,a\n")
+    plan = load_plan(CONFIGS / "ablation_weights.yaml", measures={"labels": str(labels)})
+    assert plan.measures.scored_on == "validation"
+    work = Runner(plan, tmp_path / "out", plan.rows).work
+    assert len({one.training for one in work}) == len(plan.rows)  # no two rows are the same training
+    assert {one.cfg.privacy.validation.ids_fraction for one in work} == {0.4}
