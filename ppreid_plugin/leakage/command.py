@@ -114,7 +114,7 @@ def leakage_command(argv: Sequence[str]) -> Leakage:
         attacked = labeler(load_set(args.test, background, args.images_root), "--test")
         if clean is not None and clean_train is not None and len(clean_train) == len(train):
             learned = _known_clean(train, clean_train)
-    attacks = args.attacks or _usual(train, attacked)
+    attacks = args.attacks or _usual(train, attacked, args.learn_from)
     options = reconstruction_options(args) if "reconstruction" in attacks else {}
     resume = Path(args.finished) if args.finished else out.with_name(out.name + ".finished.json")
     if args.fresh:
@@ -213,8 +213,11 @@ def _known_clean(train: LeakageSet, clean_train: LeakageSet) -> LeakageSet:
     return dataclasses.replace(train, clean=clean_train.features)
 
 
-def _usual(train: LeakageSet, attacked: Rows) -> list[str]:
+def _usual(train: LeakageSet, attacked: Rows, learn_from: Sequence[str]) -> list[str]:
     names = [name for name in USUAL if name in ATTACKS]
+    if "train" not in learn_from:
+        names = [name for name in names if ATTACKS.get(name).from_gallery]
+        print("Membership is told by training people, so it is left out (--learn-from gallery).")
     if not train.attributes:
         print("No attributes are known, so that channel is left out (--attributes, --market-attributes).")
         names.remove("attributes")
@@ -222,7 +225,7 @@ def _usual(train: LeakageSet, attacked: Rows) -> list[str]:
     if "reconstruction" in names and (train.images is None or rows.images is None):
         print("No images are known, so reconstruction is left out (--images-root, or an array images).")
         names.remove("reconstruction")
-    if any(one.images is None or one.images.cues() is None for one in (train, rows)):
+    if "patches" in names and any(one.images is None or one.images.cues() is None for one in (train, rows)):
         names.remove("patches")  # few images have boxes
     if len(np.unique(rows.people.camids)) < 2:
         across = [name for name in _ACROSS_CAMERAS if name in names]

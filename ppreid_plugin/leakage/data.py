@@ -115,3 +115,24 @@ class LeakageSet:
     def people(self) -> LeakageSet:
         """The rows of people: without background."""
         return self.take(~np.isin(self.pids, np.asarray(self.background_pids, dtype=np.int64)))
+
+    def people_of(self, what: str) -> LeakageSet:
+        """Return the rows of people; ``what`` names the rows in the error.
+
+        Raises:
+            ValueError: all rows are background.
+        """
+        if np.isin(self.pids, self.background_pids).all():
+            raise ValueError(f"the {what} are all of background pids: nobody is left. Check --background-pids.")
+        return self.people
+
+    @property
+    def pictures(self) -> RowImages:
+        """The images, which must be known.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if self.images is None:
+            raise ValueError("the rows have no images.")
+        return self.images

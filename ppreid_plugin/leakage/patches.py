@@ -11,7 +11,6 @@ from ..number_checks import require_whole
 from .attack import Attack, Figure, register_attack
 from .cues import HIDDEN, FineCues
 from .data import LeakageSet
-from .images import RowImages
 from .patch_models import Matrix
 from .recovery import Recovery, View, explained, fit_recovery
 
@@ -122,7 +121,7 @@ class PatchAttack(Attack):
         if part == "code":
             return lambda rows: _cues(rows).codes[cue].astype(np.float32)
         return lambda rows: (
-            _images(rows).crops(_cues(rows).boxes[cue], self.size).reshape(len(rows), -1) / np.float32(255)
+            rows.pictures.crops(_cues(rows).boxes[cue], self.size).reshape(len(rows), -1) / np.float32(255)
         )
 
 
@@ -177,18 +176,10 @@ def _with_cues(rows: LeakageSet, what: str) -> LeakageSet:
             "have them (--images-root names the folder that holds synthetic_pedestrians); for images of your own add "
             "the arrays box_<cue> (n, 4). Or leave patches out of --attacks."
         )
-    if np.isin(rows.pids, rows.background_pids).all():
-        raise ValueError(f"the {what} are all of background pids: nobody is left. Check --background-pids.")
-    return rows.people
-
-
-def _images(rows: LeakageSet) -> RowImages:
-    if rows.images is None:
-        raise ValueError("the rows have no images.")
-    return rows.images
+    return rows.people_of(what)
 
 
 def _cues(rows: LeakageSet) -> FineCues:
-    if (cues := _images(rows).cues()) is None:
+    if (cues := rows.pictures.cues()) is None:
         raise ValueError("the images have no boxes of fine cues.")
     return cues

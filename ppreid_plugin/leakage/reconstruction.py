@@ -13,7 +13,6 @@ from ..suppression.deid import standalone_deid_target
 from .attack import Attack, Figure, register_attack
 from .data import LeakageSet
 from .image_scores import in_chunks, mean_over_people, psnr, ssim
-from .images import RowImages
 from .inversion import Inversion, fit_inversion
 from .inversion_decoder import STEPS, to_images
 from .judge import Judge, has_matches
@@ -97,7 +96,7 @@ class ReconstructionAttack(Attack):
         """
         inversion = self._fitted
         rows = self._attacked(test)
-        images = to_images(_images(rows).load())
+        images = to_images(rows.pictures.load())
         made = inversion(rows.features)
         score, error = _over_people(ssim, made, images, rows)
         others = {
@@ -116,7 +115,7 @@ class ReconstructionAttack(Attack):
                 others[name] = mean_over_people(distances.double().numpy(), rows.pids)[0]
         if self.judge is not None:
             for name, some in (("rank1", made), ("rank1_originals", images), ("rank1_target", target)):
-                rank1 = self.judge.rank1(some, _images(rows), rows.pids, rows.camids)
+                rank1 = self.judge.rank1(some, rows.pictures, rows.pids, rows.camids)
                 others |= {} if rank1 is None else {name: rank1}
         return {"": Figure(score, error, inversion.name, others)}
 
@@ -137,7 +136,7 @@ class ReconstructionAttack(Attack):
         """
         constant = self._fitted.constant
         rows = self._attacked(test)
-        images = to_images(_images(rows).load())
+        images = to_images(rows.pictures.load())
         return {"": _over_people(ssim, constant.expand_as(images), images, rows)[0]}
 
     def ceiling(self, test: LeakageSet) -> dict[str, float]:
@@ -164,15 +163,7 @@ def _with_images(rows: LeakageSet, what: str) -> LeakageSet:
             "or name the folder that paths or row_ids are relative to (--images-root). A prototype (unit person) is no "
             "image's feature and has none. Or leave reconstruction out of --attacks."
         )
-    if np.isin(rows.pids, rows.background_pids).all():
-        raise ValueError(f"the {what} are all of background pids: nobody is left. Check --background-pids.")
-    return rows.people
-
-
-def _images(rows: LeakageSet) -> RowImages:
-    if rows.images is None:
-        raise ValueError("the rows have no images.")
-    return rows.images
+    return rows.people_of(what)
 
 
 def _over_people(score: Callable[..., Tensor], made: Tensor, images: Tensor, rows: LeakageSet) -> tuple[float, float]:

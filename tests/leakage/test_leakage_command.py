@@ -275,3 +275,26 @@ def test_too_few_training_people_are_named(tmp_path, capsys):
     code, _, err = run(capsys, *argv, "--attacks", "attributes", "--out", tmp_path / "leakage.json")
     assert code == 2
     assert "2 training people are fewer than 3 folds" in err
+
+
+def test_attackers_may_learn_from_the_gallery(files, tmp_path, capsys):
+    out = tmp_path / "leakage.json"
+    argv = ["--train", files["train"], "--test", files["test"], "--clean", files["test"], "--clean-train"]
+    argv += [files["train"], "--seeds", 1, "--out", out]
+    code, printed, err = run(capsys, *argv, "--learn-from", "gallery")
+    assert code == 0, err
+    assert "Membership is told by training people" in printed
+    alone = json.loads(out.read_text())
+    assert "membership" not in alone["channels"]
+    assert alone["channels"]["camera"]["learn_from"] == "gallery"
+    code, _, err = run(capsys, *argv, "--learn-from", "train", "gallery", "--attacks", "camera", "linkage")
+    assert code == 0, err
+    both = json.loads(out.read_text())
+    assert both["meta"]["learn_from"] == ["train", "gallery"]
+    camera = both["channels"]["camera"]
+    known = {one["learn_from"]: one["score"] for one in (camera, camera["weaker"])}
+    assert known["gallery"] == alone["channels"]["camera"]["score"]
+    assert set(known) == {"train", "gallery"}
+    code, _, err = run(capsys, *argv, "--learn-from", "gallery", "--attacks", "membership")
+    assert code == 2
+    assert "membership cannot learn from half of the gallery's people" in err
