@@ -44,8 +44,8 @@ def extract(cfg: CfgNode, weights: Path, fingerprint: str, folder: Path, scored_
     folder.mkdir(parents=True, exist_ok=True)
     cfg.data.save_dir = str(folder)
     engine = build.build_engine(cfg)
+    fast = cfg.test.fast_extraction
     for split in missing:
-        fast = cfg.test.fast_extraction
         (arrays,) = extract_splits(engine, root=cfg.data.root, splits=[split], fast=fast).values()
         save_features(folder / f"{split}.npz", arrays, model=fingerprint)
 

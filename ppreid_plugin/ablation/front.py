@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..report.curves import svg
 from ..report.figures import STYLES, pyplot
@@ -44,14 +44,12 @@ def fronts(summary: Mapping[str, Any], metric: str) -> dict[str, list[str]]:
         summary: from `table.summarize`.
         metric: distance of mAP.
     """
-    found = {}
-    for column in LEAKAGES:
-        points = _points(summary, metric, column)
-        kept = undominated([u for _, u, _ in points], [k for _, _, k in points])
-        names = sorted(zip(points, kept, strict=True), key=lambda one: -one[0][1])
-        if points:
-            found[column] = [name for (name, _, _), on in names if on]
-    return found
+    panels = {column: _points(summary, metric, column) for column in LEAKAGES}
+    return {
+        column: [one.row for one in sorted(points, key=lambda one: -one.utility) if one.on_front]
+        for column, points in panels.items()
+        if points
+    }
 
 
 def front_picture(summary: Mapping[str, Any], metric: str) -> bytes | None:
@@ -69,13 +67,13 @@ def front_picture(summary: Mapping[str, Any], metric: str) -> bytes | None:
     down = -(-len(panels) // across)
     figure, axes = pyplot().subplots(down, across, figsize=(4.4 * across, 3.8 * down), squeeze=False)
     for axis, (column, points) in zip(axes.flat, panels.items(), strict=False):
-        kept = undominated([u for _, u, _ in points], [k for _, _, k in points])
-        for (name, utility, leakage), on in zip(points, kept, strict=True):
-            color, marker = STYLES[0] if on else STYLES[1]
-            axis.plot(100 * leakage, 100 * utility, color=color, marker=marker, linestyle="none")
-            axis.annotate(name, (100 * leakage, 100 * utility), xytext=(4, 3), textcoords="offset points", fontsize=6)
-        line = sorted((k, u) for (_, u, k), on in zip(points, kept, strict=True) if on)
-        axis.plot(*([100 * one for one in side] for side in zip(*line, strict=True)), color=STYLES[0][0], linewidth=1)
+        for one in points:
+            color, marker = STYLES[0] if one.on_front else STYLES[1]
+            place = 100 * one.leakage, 100 * one.utility
+            axis.plot(*place, color=color, marker=marker, linestyle="none")
+            axis.annotate(one.row, place, xytext=(4, 3), textcoords="offset points", fontsize=6)
+        line = sorted((100 * one.leakage, 100 * one.utility) for one in points if one.on_front)
+        axis.plot(*zip(*line, strict=True), color=STYLES[0][0], linewidth=1)
         axis.set_xlabel(f"{_TITLES.get(column, column)} (%)")
         axis.set_ylabel(f"mAP, {metric} (%)")
         axis.grid(alpha=0.3)
@@ -85,10 +83,19 @@ def front_picture(summary: Mapping[str, Any], metric: str) -> bytes | None:
     return svg(figure)
 
 
-def _points(summary: Mapping[str, Any], metric: str, column: str) -> list[tuple[str, float, float]]:
-    """Return (row, mAP, leakage) of the rows that have both."""
+class _Point(NamedTuple):
+    row: str
+    utility: float
+    leakage: float
+    on_front: bool
+
+
+def _points(summary: Mapping[str, Any], metric: str, column: str) -> list[_Point]:
+    """Return the rows that have both mAP and this leakage."""
     cells = {
         name: (row.get(f"mAP ({metric})", {}).get("mean"), row.get(column, {}).get("mean"))
         for name, row in summary["rows"].items()
     }
-    return [(name, u, k) for name, (u, k) in cells.items() if u is not None and k is not None]
+    known = {name: cell for name, cell in cells.items() if None not in cell}
+    kept = undominated([u for u, _ in known.values()], [k for _, k in known.values()])
+    return [_Point(name, *cell, on) for (name, cell), on in zip(known.items(), kept, strict=True)]

@@ -18,6 +18,7 @@ from yacs.config import CfgNode
 from ..config import ConfigError, get_default_config, merge_file, merge_options, set_option
 from ..config_files import read_config
 from ..leakage import ATTACKS
+from ..leakage.battery import attacks_by_source
 from ..leakage.known_people import LEARN_FROM
 from ..registry import closest
 from ..suppression import standalone_deid_target
@@ -249,8 +250,7 @@ def _measures(given: Mapping[str, Any], path: Path) -> Measures:
         raise ConfigError(f"{path}: measures.attack_seeds, deid_steps and inversion_steps must be >= 1.")
     if bool(made.judge) != bool(made.judge_weights):
         raise ConfigError(f"{path}: measures.judge and judge_weights belong together, such as: judge: osnet_x1_0")
-    for name in made.attacks:
-        ATTACKS.get(name, key="measures.attacks")
+    attacks_by_source(made.learn_from, {name: ATTACKS.get(name, key="measures.attacks") for name in made.attacks})
     if "attributes" in made.attacks and not made.labels:
         raise ConfigError(
             f"{path}: measures.attacks has attributes, but no labels: FILE says what they are (market_attribute.mat, "

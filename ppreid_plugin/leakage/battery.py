@@ -109,7 +109,7 @@ def measure_leakage(
     given = {name: dict((options or {}).get(name, {})) for name in kinds}
     for name, kind in kinds.items():
         check_arguments(given[name], [kind], key=f"options[{name!r}]")
-    sources = _sources(learn_from, kinds)
+    sources = attacks_by_source(learn_from, kinds)
     if (clean is None) != (clean_train is None):
         raise ValueError(
             "clean and clean_train must both be given: the attackers on clean features learn from clean training rows."
@@ -120,14 +120,14 @@ def measure_leakage(
     first = {side: (_rows(one, 1), _rows(other, 1)) for side, (one, other) in sides.items()}
     halved = clean if clean is not None else first["protected"][1]  # whoever is known is known on both sides
 
-    @lru_cache(maxsize=1)
-    def protected(side: str, seed: int) -> tuple[LeakageSet, LeakageSet]:
-        learned, attacked = sides[side]
-        return first[side] if seed == 1 else (_rows(learned, seed), _rows(attacked, seed))
+    @lru_cache(maxsize=2)  # both sources attack the same rows, one after the other
+    def rows_of(side: str, part: int, seed: int) -> LeakageSet:
+        return first[side][part] if seed == 1 else _rows(sides[side][part], seed)
 
     def draw(source: str, side: str, seed: int) -> tuple[LeakageSet, LeakageSet]:
-        learned, attacked = protected(side, seed)
-        return (learned, attacked) if source == "train" else split_known(attacked, known_half(halved, seed))
+        if source == "train":
+            return rows_of(side, 0, seed), rows_of(side, 1, seed)
+        return split_known(rows_of(side, 1, seed), known_half(halved, seed))
 
     for source, names in sources.items():
         for side in sides:
@@ -181,11 +181,19 @@ def measure_leakage(
     )
 
 
-def _sources(learn_from: Sequence[str], kinds: Mapping[str, type[Attack]]) -> dict[str, list[str]]:
-    """Return the attacks by whom they learn from."""
+def attacks_by_source(learn_from: Sequence[str], kinds: Mapping[str, type[Attack]]) -> dict[str, list[str]]:
+    """Return the names of the attacks by whom they learn from.
+
+    Args:
+        learn_from: one or more of `LEARN_FROM`.
+        kinds: attacks by name.
+
+    Raises:
+        ValueError: another word, or an attack that can learn from training people only, and may not.
+    """
     if isinstance(learn_from, str) or not learn_from or set(learn_from) - set(LEARN_FROM):
         raise ValueError(f"learn_from is {learn_from!r}, must be one or more of: {', '.join(LEARN_FROM)}.")
-    if list(learn_from) == ["gallery"] and (cannot := [name for name, kind in kinds.items() if not kind.from_gallery]):
+    if "train" not in learn_from and (cannot := [name for name, kind in kinds.items() if not kind.from_gallery]):
         raise ValueError(
             f"{', '.join(cannot)} cannot learn from half of the gallery's people: the attack tells them from those of "
             "training. Let it learn from train, too, or leave it out."

@@ -48,6 +48,7 @@ def test_rows_that_cannot_be_used_are_named(write_plan, rows, message):
         ({"deid_steps": "many"}, "measures.deid_steps 'many', must be a whole number"),
         ({"scored_on": "people"}, "measures.scored_on 'people'; allowed: gallery, validation"),
         ({"learn_from": ["query"]}, r"measures.learn_from \['query'\]; allowed: one or more of train, gallery"),
+        ({"attacks": ["membership"], "learn_from": ["gallery"]}, "membership cannot learn from half of the gallery"),
         ({"metric": "l2"}, "measures.metric 'l2'; allowed: cosine, euclidean"),
         ({"judge": "osnet_x0_25"}, "judge and judge_weights belong together"),
         ({"deid_target": "mean_image"}, "which learns from training images first"),
