@@ -38,8 +38,8 @@ def query_figures(inputs: FeatureInputs, space: Space) -> QueryFigures:
         ValueError: no queries, or none with a match.
     """
     matches = _matches(inputs, space)
-    counted = np.flatnonzero(space.counted)
-    queries = [query for query in counted.tolist() if len(matches.of(query).positives)]
+    every = np.flatnonzero(matches.of(0, len(space.query)).counts)
+    queries = np.intersect1d(np.flatnonzero(space.counted), every).tolist()
     if not queries:
         raise ValueError(
             f"no query has a match in the gallery '{space.title}'. Check that --query and --gallery agree."
@@ -50,8 +50,7 @@ def query_figures(inputs: FeatureInputs, space: Space) -> QueryFigures:
         for start in range(0, len(space.query), _CHUNK):
             yield start, space.query[start : start + _CHUNK] @ space.gallery.T
 
-    every = [query for query in range(len(space.query)) if len(matches.of(query).positives)]
-    ranks = dict(zip(every, positive_ranks(chunks(), matches), strict=True))
+    ranks = dict(zip(every.tolist(), positive_ranks(chunks(), matches), strict=True))
     first, precision = [], []
     for query in queries:
         mine = np.sort(ranks[query])
@@ -105,7 +104,7 @@ def matching_table(inputs: FeatureInputs, sources: Sequence[Provenance], *, seed
 def first_rows(inputs: FeatureInputs, space: Space, query: int, count: int) -> np.ndarray:
     """Return the positions of the best ``count`` rows of a query, without its own person in its own camera."""
     scores = space.query[query] @ space.gallery.T
-    scores[_matches(inputs, space).of(query).ignored] = -np.inf
+    scores[_matches(inputs, space).of(query, 1).ignored] = -np.inf
     order = np.argsort(-scores, kind="stable")
     return order[np.isfinite(scores[order])][:count]
 

@@ -1,8 +1,9 @@
 """Ranks without sorting the gallery: the rank of a positive is one more than the number of gallery rows above it.
 
-A stable descending sort puts row j above row p if its score is larger, or equal with j < p. Split the row of scores
-at p and both cases are one comparison each: ``>=`` to the left of p, ``>`` from p on. Rows below a
-query's last positive are left out first, and where few rows are left, these few are sorted. Our own formulation.
+A stable descending sort puts row j above row p if its score is larger, or equal with j < p. Rows below a query's
+last positive are above none. The scores of the few others are sorted, without their indices, and each positive is
+looked up. Where two of them are equal, or many are reached, the rows above a positive are counted: split the row of
+scores at p and both cases are one comparison each, ``>=`` to the left of p, ``>`` from p on. Our own formulation.
 """
 
 from __future__ import annotations
@@ -15,22 +16,25 @@ import numpy.typing as npt
 
 from ppreid_plugin.retrieval.checks import IntArray
 
-# Rows a positive below which one stable sort of the rows costs less than one count a positive (measured, one x86 core).
-SORT_BELOW = 40
+# Rows a positive below which one sort of the rows costs less than one count a positive (measured, one x86 core).
+SORT_BELOW = 100
 
 
 class Candidates(NamedTuple):
-    """One query's rows of its own pid, as ascending gallery indices.
+    """The rows of some queries' own pids, by query, then by gallery index.
 
-    ``positives`` count as matches; ``ignored`` (same pid, same camera) are taken out of the list.
+    ``positives`` count as matches, ``counts[i]`` of them are query i's. ``ignored`` (same pid, same camera) are taken
+    out of the list of the query that ``ignoring`` names, from 0.
     """
 
     positives: IntArray
+    counts: IntArray
     ignored: IntArray
+    ignoring: IntArray
 
 
 class Matches:
-    """Finds each query's :class:`Candidates`. Labels only; looks up, never scans.
+    """Finds the :class:`Candidates` of queries. Labels only; looks up, never scans.
 
     Args:
         query_pids, query_camids: (num_query,).
@@ -61,14 +65,18 @@ class Matches:
         """Whether any query's pid is in the gallery at all, whatever the camera."""
         return bool((self._stop > self._start).any())
 
-    def of(self, query: int) -> Candidates:
-        """Return the candidates of query number ``query``."""
-        span = slice(self._start[query], self._stop[query])
-        rows = self._by_pid[span]
+    def of(self, first: int, count: int) -> Candidates:
+        """Return the candidates of ``count`` queries from number ``first`` on."""
+        span = slice(first, first + count)
+        own = self._stop[span] - self._start[span]
+        query = np.repeat(np.arange(count), own)
+        place = np.arange(len(query)) + np.repeat(self._stop[span] - np.cumsum(own), own)
+        rows = self._by_pid[place]
         if not self._exclude:
-            return Candidates(rows, rows[:0])
-        same_camera = self._camids[span] == self._query_camids[query]
-        return Candidates(rows[~same_camera], rows[same_camera])
+            return Candidates(rows, own, rows[:0], query[:0])
+        same_camera = self._camids[place] == self._query_camids[span][query]
+        counts = own - np.bincount(query[same_camera], minlength=count)
+        return Candidates(rows[~same_camera], counts, rows[same_camera], query[same_camera])
 
 
 def positive_ranks(
@@ -84,33 +92,33 @@ def positive_ranks(
         matches: whose rows count.
         also: called with each such query's row of scores, NaN where a gallery row is not in the list, and positives.
     """
-    above: npt.NDArray[np.bool_] = np.empty(0, dtype=bool)
     for first, scores in chunks:
-        if len(above) != scores.shape[1]:
-            above = np.empty(scores.shape[1], dtype=bool)
-        for offset, row in enumerate(scores):
-            positives, ignored = matches.of(first + offset)
-            if not len(positives):
-                continue
-            row[ignored] = np.nan  # NaN is above nothing, so these rows are never counted
+        own = matches.of(first, len(scores))
+        scores[own.ignoring, own.ignored] = np.nan  # NaN is above nothing, so these rows are never counted
+        ends = np.cumsum(own.counts)
+        matched = np.flatnonzero(own.counts)
+        spans = list(map(slice, (ends - own.counts)[matched].tolist(), ends[matched].tolist()))
+        above = np.empty(scores.shape[1], dtype=bool)
+        for query, span in zip(matched.tolist(), spans, strict=True):
             if also is not None:
-                also(row, positives)
-            yield _ranks_of(row, positives, above)
+                also(scores[query], own.positives[span])
+            yield _ranks_of(scores[query], own.positives[span], above)
 
 
 def _ranks_of(
     row: npt.NDArray[np.floating], positives: IntArray, above: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.int64]:
-    np.greater_equal(row, row[positives].min(), out=above)
-    if 2 * np.count_nonzero(above) < len(row):  # rows below the last positive are above none: leave them out
-        reached = np.flatnonzero(above)
-        row, positives, above = row[reached], np.searchsorted(reached, positives), above[: len(reached)]
-    if len(row) <= SORT_BELOW * len(positives):
-        rank_of = np.empty(len(row), dtype=np.int64)
-        rank_of[np.argsort(-row, kind="stable")] = np.arange(1, len(row) + 1)  # NaN sorts last
-        return rank_of[positives]
-    ranks = np.empty(len(positives), dtype=np.int64)
-    for k, (position, score) in enumerate(zip(positives.tolist(), row[positives], strict=True)):
+    sought = row.take(positives)
+    reached = row.take(np.greater_equal(row, np.minimum.reduce(sought), out=above).nonzero()[0])
+    if len(reached) <= SORT_BELOW * len(sought):
+        reached.sort()
+        stop = reached.searchsorted(sought, side="right")
+        ranks = len(reached) + 1 - stop
+        tied = (stop - reached.searchsorted(sought) != 1).nonzero()[0]
+    else:
+        ranks, tied = np.empty(len(sought), dtype=np.int64), np.arange(len(sought))
+    for k in tied.tolist():
+        position, score = positives[k], sought[k]
         np.greater_equal(row[:position], score, out=above[:position])
         np.greater(row[position:], score, out=above[position:])
         ranks[k] = np.count_nonzero(above) + 1

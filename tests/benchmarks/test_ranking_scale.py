@@ -1,10 +1,11 @@
-"""Exact evaluation with distractors, and from features to figures beside upstream torchreid's Cython path.
+"""Exact evaluation with distractors, and from features to figures beside upstream torchreid's and fastreid's Cython.
 
     RANKING_ROWS=1000000 UPSTREAM_PYTHON=/path/to/python python -m pytest tests/benchmarks/test_ranking_scale.py -s
 
 Generated features, 3,368 queries of 750 people against Market-1501's 15,913 rows and more distractors, 512 columns,
-cosine. UPSTREAM_PYTHON is the interpreter of an environment in which upstream torchreid is installed with its Cython
-code built; without it that test is skipped. Threads are what OMP_NUM_THREADS says, or one a core.
+cosine. UPSTREAM_PYTHON and FASTREID_PYTHON are the interpreters of environments in which upstream torchreid, fastreid
+is installed with its Cython code built; without them these tests are skipped. Threads are what OMP_NUM_THREADS says, or
+one a core.
 """
 
 import json
@@ -22,37 +23,71 @@ from ppreid_plugin.retrieval import evaluate
 
 SCALES = [int(rows) for rows in os.environ.get("RANKING_ROWS", "515913").split(",") if rows]
 THREADS = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
-UPSTREAM = os.environ.get("UPSTREAM_PYTHON", "")
 QUERIES, ROWS, COLUMNS, PEOPLE, JUNK, CAMERAS = 3368, 15913, 512, 750, 2798, 6
 ARRAYS = ("q", "g", "qp", "gp", "qc", "gc")
 
 EXTRA_MEMORY = """
-import json, os, resource, sys
+import json, os, sys
 import numpy as np
 from ppreid_plugin.retrieval import evaluate
 arrays = [np.load(os.path.join(sys.argv[1], name + ".npy")) for name in ("q", "g", "qp", "gp", "qc", "gc")]
 people, rows = (np.random.default_rng(n).integers(0, 9, n) for n in (512, 2048))
 evaluate(arrays[0][:512], arrays[1][:2048], people, rows, people * 0, rows * 0 + 1, memory_mb=2)  # loads libraries
-resident = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+held = lambda what: int(next(line for line in open("/proc/self/status") if line.startswith(what)).split()[1]) / 1024
+resident = held("VmRSS")
 evaluate(*arrays)
-print(json.dumps({"extra": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - resident / 2**20}))
+print(json.dumps({"extra": held("VmHWM") - resident}))  # ru_maxrss would be at least the parent's
 """
 
-CYTHON = """
+# A peer's code defines load(), which returns its name, its distances of two tensors and its rank-1 and mAP.
+PEER = """
 import json, os, sys, time
-import numpy as np, torch, torchreid
-from torchreid.metrics import rank, compute_distance_matrix, evaluate_rank
-assert rank.IS_CYTHON_AVAI, "upstream's Cython code is not built there"
+import numpy as np, torch
+{load}
+name, distances_of, figures_of = load()
 arrays = [np.load(os.path.join(sys.argv[1], name + ".npy")) for name in ("q", "g", "qp", "gp", "qc", "gc")]
 features = [torch.from_numpy(rows) for rows in arrays[:2]]
 start = time.perf_counter()
-distances = compute_distance_matrix(*features, "cosine").numpy()
+distances = distances_of(*features)
 matrix = time.perf_counter() - start
-cmc, found = evaluate_rank(distances, *arrays[2:])
+rank1, found = figures_of(distances, *arrays[2:])
 seconds = time.perf_counter() - start
-print(json.dumps({"seconds": seconds, "distances": matrix, "rank1": float(cmc[0]), "mAP": float(found),
-                  "version": torchreid.__version__}))
+print(json.dumps({{"seconds": seconds, "distances": matrix, "rank1": float(rank1), "mAP": float(found), "name": name}}))
 """
+
+UPSTREAM = """
+def load():
+    import torchreid
+    from torchreid.metrics import rank, compute_distance_matrix, evaluate_rank
+
+    assert rank.IS_CYTHON_AVAI, "upstream's Cython code is not built there"
+
+    def figures(distances, *labels):
+        cmc, mAP = evaluate_rank(distances, *labels)
+        return cmc[0], mAP
+
+    distances = lambda *pair: compute_distance_matrix(*pair, "cosine").numpy()
+    return "torchreid " + torchreid.__version__, distances, figures
+"""
+
+FASTREID = """
+def load():
+    import collections, collections.abc
+
+    collections.Mapping = collections.abc.Mapping  # fastreid 1.4 takes it from where Python before 3.10 had it
+    from fastreid.evaluation import rank
+    from fastreid.utils.compute_dist import build_dist
+
+    assert rank.IS_CYTHON_AVAI, "fastreid's Cython code is not built there"
+
+    def figures(distances, *labels):
+        cmc, precision, _ = rank.evaluate_rank(distances, *labels)
+        return cmc[0], np.mean(precision)
+
+    return "fastreid", lambda *pair: build_dist(*pair, "cosine"), figures
+"""
+
+PEERS = {"UPSTREAM_PYTHON": UPSTREAM, "FASTREID_PYTHON": FASTREID}
 
 
 def made(rows):
@@ -100,17 +135,21 @@ def child(code, folder, python=sys.executable):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.skipif(not UPSTREAM, reason="UPSTREAM_PYTHON names no environment with upstream's Cython code built")
-def test_beside_upstreams_cython(market, tmp_path, benchmark):
+@pytest.mark.parametrize("variable", PEERS)
+def test_beside_the_cython_of_peers(market, variable, tmp_path, benchmark):
+    python = os.environ.get(variable, "")
+    if not python:
+        pytest.skip(f"{variable} names no environment with the peer's Cython code built")
+    code = PEER.format(load=PEERS[variable])
     before = min(timed(evaluate, *market)[0] for _ in range(3))
-    theirs = benchmark.pedantic(child, (CYTHON, kept(market, tmp_path), UPSTREAM), rounds=1)
+    theirs = benchmark.pedantic(child, (code, kept(market, tmp_path), python), rounds=1)
     after = [timed(evaluate, *market) for _ in range(3)]
     mine, result = min(before, *(took for took, _ in after)), after[0][1]
     assert (result.rank1, result.mAP) == pytest.approx((theirs["rank1"], theirs["mAP"]), abs=1e-4)  # 1 - cosine rounds
     ratio = theirs["seconds"] / mine
-    benchmark.extra_info.update({"upstream": theirs, "seconds, ours": mine, "ratio": ratio})
+    benchmark.extra_info.update({"peer": theirs, "seconds, ours": mine, "ratio": ratio})
     print(
-        f"\nupstream {theirs['version']}, Cython: {theirs['seconds']:.1f} s, {theirs['distances']:.1f} s of them the "
+        f"\n{theirs['name']}, Cython: {theirs['seconds']:.1f} s, {theirs['distances']:.1f} s of them the "
         f"distances: {ratio:.1f} times ours ({mine:.2f} s, {torch.get_num_threads()} threads)"
     )
     assert ratio > 4

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 import oracles
-from ppreid_plugin.retrieval import counting, evaluate, evaluate_distances
+from ppreid_plugin.retrieval import counting, evaluate, evaluate_distances, scoring
 
 
 def random_case(seed, num_query=12, num_gallery=120, people=8, cameras=3, dimension=16):
@@ -129,6 +129,15 @@ def test_infinite_distances_are_last_and_not_an_error():
 def test_chunks_change_nothing(memory_mb):
     case = random_case(1, num_query=40)
     assert_same(evaluate(*case, memory_mb=memory_mb), oracles.rank_metrics(cosine(*case[:2]), *case[2:]))
+
+
+@pytest.mark.parametrize("block", [1, 7])
+@pytest.mark.parametrize("copied", [0, 2**27])
+def test_products_with_parts_of_the_gallery_change_nothing(block, copied, monkeypatch):
+    case = random_case(4, num_query=40)
+    monkeypatch.setattr(scoring, "_BLOCK", block)
+    monkeypatch.setattr(scoring, "_COPIED", copied)
+    assert_same(evaluate(*case), oracles.rank_metrics(cosine(*case[:2]), *case[2:]))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
