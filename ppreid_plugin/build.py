@@ -45,6 +45,7 @@ from .suppression import (
     Adversary,
     ClassMeanErasure,
     DeIDDecoder,
+    ImageErasure,
     SimilarityDistillation,
     parse_deid_targets,
 )
@@ -209,6 +210,8 @@ def build_components(cfg: CfgNode) -> list[Component]:
                 bank=privacy.erasure.bank,
             )
         )
+    if privacy.image_erasure.enabled:
+        components.append(ImageErasure(weight=privacy.image_erasure.weight, bank=privacy.image_erasure.bank))
     if privacy.distillation.enabled:
         components.append(SimilarityDistillation(weight=privacy.distillation.weight))
     if privacy.aware.enabled:

@@ -19,7 +19,8 @@ from .suppression.adversary_settings import INPUTS, SCHEDULES, AdversarySpec, ch
 from .suppression.deid_loss import parse_deid_loss
 from .suppression.image_transforms import TORCHREID_TRANSFORMS, check_image_transforms
 
-TRAINING_PARTS = ("deid", "adversary", "erasure", "distillation", "aware")  # nodes of parts that act while training
+# nodes of parts that act while training
+TRAINING_PARTS = ("deid", "adversary", "erasure", "image_erasure", "distillation", "aware")
 
 _SECTIONS = {key.partition(".")[0] for key in OPTIONS if "." in key}
 
@@ -60,6 +61,7 @@ _POSITIVE = (
     "privacy.deid.lr",
     "privacy.adversary.lr",
     "privacy.erasure.bank",
+    "privacy.image_erasure.bank",
     "privacy.aware.epsilon_min",
     "privacy.aware.epsilon_max",
     "privacy.aware.temperature",
@@ -82,6 +84,7 @@ _NOT_NEGATIVE = (
     "privacy.adversary.weight",
     "privacy.distillation.weight",
     "privacy.erasure.weight",
+    "privacy.image_erasure.weight",
     "privacy.aware.weight",
     "privacy.aware.commitment",
     "privacy.aware.usage",

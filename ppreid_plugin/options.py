@@ -157,6 +157,12 @@ PRIVACY_OPTIONS: dict[str, tuple[Any, str]] = {
     "privacy.erasure.labels": ("", "labels by person, as privacy.adversary.labels ('': those)"),
     "privacy.erasure.attributes": ([], "attributes to erase ([]: all that the labels have)"),
     "privacy.erasure.bank": (4096, "features of past batches that the class means are taken over"),
+    "privacy.image_erasure.enabled": (
+        False,
+        "stage 1: take the covariance of features and images to 0, against inversion",
+    ),
+    "privacy.image_erasure.weight": (100.0, "weight of the squared covariance in the encoder's objective, >= 0"),
+    "privacy.image_erasure.bank": (4096, "past images that the covariance is taken over"),
     "privacy.distillation.enabled": (False, "keep the similarities that the starting weights see between images"),
     "privacy.distillation.weight": (50.0, "weight of the squared differences of cosines in the objective, >= 0"),
     "privacy.aware.enabled": (False, "training that knows stage 2: a contrastive term with protected gallery rows"),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from ..leakage import Leace, LeakageSet
+from ..leakage import Leace, LeakageSet, image_components
 from ..number_checks import require_whole
 from ..registry import closest
 from ..suppressor import Suppressor
@@ -105,22 +104,24 @@ class KeyedPermutation(RowDefense):
 
 @register_defense("leace")
 class LeaceDefense(RowDefense):
-    """Erases the training rows' attributes so that no linear attacker finds them there (`ppreid_plugin.leakage.Leace`).
+    """Erases what is named so that nothing linear finds it in the training rows (`ppreid_plugin.leakage.Leace`).
 
-    Protects: the named attributes from linear attackers, on training rows exactly. Not: from MLPs and trees, nor
-    anything that is not an attribute.
+    Protects: attributes from linear attackers, and the largest components of the images from linear inversion, on
+    training rows exactly. Not: from MLPs, trees and convolutions, nor anything that is not named.
 
     Args:
-        attributes: names, separated by +; empty: all that are probed.
+        attributes: names, separated by +; empty: all that are probed, or none where image components are erased.
+        image_components: principal components of the training images (`ppreid_plugin.leakage.image_components`).
     """
 
-    def __init__(self, attributes: str = "") -> None:
-        self.attributes = tuple(filter(None, attributes.split("+")))
+    def __init__(self, attributes: str = "", image_components: int = 0) -> None:
+        self._named = _Named(attributes, image_components)
         self._leace = Leace()
 
     def fit(self, train: LeakageSet) -> Self:
-        """Fit on the training rows and their labels."""
-        self._leace.fit_concepts(train.features, _concepts(train, self.attributes, "leace"))
+        """Fit on the training rows, their labels and images."""
+        concepts, numbers = self._named.of(train, "leace")
+        self._leace.fit_concepts(train.features, concepts, numbers=numbers)
         return self
 
     def apply(self, features: Matrix) -> Matrix:
@@ -132,21 +133,23 @@ class LeaceDefense(RowDefense):
 class SuppressorDefense(RowDefense):
     """A small network behind the model, trained to match and to suppress (`ppreid_plugin.suppressor.Suppressor`).
 
-    Protects: the named attributes, as far as the attackers say. Not: anything by a guarantee, nor what is no attribute.
+    Protects: the named attributes, and the images from inversion, as far as the attackers say. Not: anything by a
+    guarantee, nor what is not named.
 
     Args:
-        attributes: names, separated by +; empty: all that are probed.
+        attributes: names, separated by +; empty: all that are probed, or none where image components are suppressed.
+        image_components: principal components of the training images (`ppreid_plugin.leakage.image_components`).
         settings: of `ppreid_plugin.suppressor.SuppressorFit`.
     """
 
-    def __init__(self, attributes: str = "", **settings: Any) -> None:
-        self.attributes = tuple(filter(None, attributes.split("+")))
+    def __init__(self, attributes: str = "", image_components: int = 0, **settings: Any) -> None:
+        self._named = _Named(attributes, image_components)
         self._suppressor = Suppressor(**settings)
 
     def fit(self, train: LeakageSet) -> Self:
-        """Fit on the training rows, their people and labels."""
-        concepts = _concepts(train, self.attributes, "suppressor")
-        self._suppressor.fit_people(train.features, train.pids, concepts)
+        """Fit on the training rows, their people, labels and images."""
+        concepts, numbers = self._named.of(train, "suppressor")
+        self._suppressor.fit_people(train.features, train.pids, concepts, numbers=numbers)
         return self
 
     def apply(self, features: Matrix) -> Matrix:
@@ -154,17 +157,28 @@ class SuppressorDefense(RowDefense):
         return np.asarray(self._suppressor.transform(features)).astype(np.float32)
 
 
-def _concepts(train: LeakageSet, attributes: Sequence[str], who: str) -> npt.NDArray[np.int64]:
-    """Return the labels of the attributes named, or of all, side by side."""
-    known = sorted(train.attributes)
-    for name in attributes:
-        if name not in known:
-            raise ValueError(
-                f"{who} has the attribute '{name}'; the labels have: {', '.join(known)}.{closest(name, known)}"
-            )
-    if not known:
-        raise ValueError(f"{who} has no attributes to take out. Give labels: --labels FILE")
-    return train.concepts(attributes or train.attributes)
+class _Named:
+    """What a row names to be taken out: attributes, image components, or both."""
+
+    def __init__(self, attributes: str, components: int) -> None:
+        self.attributes = tuple(filter(None, attributes.split("+")))
+        self.components = require_whole("image_components", components, least=0)
+
+    def of(self, train: LeakageSet, who: str) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.float64] | None]:
+        """Return the labels and the numbers of the training rows; None: nothing of this kind is named."""
+        numbers = image_components(train.pictures, self.components) if self.components else None
+        return self._labels(train, who) if self.attributes or numbers is None else None, numbers
+
+    def _labels(self, train: LeakageSet, who: str) -> npt.NDArray[np.int64]:
+        known = sorted(train.attributes)
+        for name in self.attributes:
+            if name not in known:
+                raise ValueError(
+                    f"{who} has the attribute '{name}'; the labels have: {', '.join(known)}.{closest(name, known)}"
+                )
+        if not known:
+            raise ValueError(f"{who} has no attributes to take out. Give labels: --labels FILE")
+        return train.concepts(self.attributes or train.attributes)
 
 
 def _fitted(learned: npt.NDArray[np.float64] | None, name: str) -> npt.NDArray[np.float64]:

@@ -7,6 +7,7 @@ from .cues import FineCues
 from .data import LeakageSet
 from .erasure import Leace
 from .identification import IdentificationAttack
+from .image_components import image_components
 from .images import ArrayImages, ImageFiles
 from .judge import Judge
 from .linkage import LinkageAttack, link
@@ -35,6 +36,7 @@ __all__ = [
     "ReconstructionAttack",
     "canary_membership",
     "gallery_membership",
+    "image_components",
     "link",
     "measure_leakage",
     "register_attack",

@@ -31,9 +31,10 @@ class Leace(FileTransform):
 
     .. math:: y = u - W^+ Q Q^T W (u - m), \qquad W = \Sigma_{uu}^{-1/2},
 
-    Q an orthonormal basis of the columns of :math:`W \Sigma_{uz}`, z the one-hot labels of all concepts side by side.
-    Then Cov(y, z) = 0 on the training rows, so no linear classifier of y beats the best constant there; and of all
-    affine maps that reach this it has the least mean :math:`|y - u|^2` (in any inner product, the paper shows).
+    Q an orthonormal basis of the columns of :math:`W \Sigma_{uz}`, z the one-hot labels of all concepts, and numbers
+    where there are some, side by side. Then Cov(y, z) = 0 on the training rows, so no linear classifier of y, nor
+    least squares, beats the best constant there; and of all affine maps that reach this it has the least mean
+    :math:`|y - u|^2` (in any inner product, the paper shows).
 
     The result is not normalized: scaling each row by its own length is not linear and may bring some of it back, and a
     gallery that is normalized afterwards does so. Measure it.
@@ -73,27 +74,41 @@ class Leace(FileTransform):
             "fit_concepts(features, concepts) with concepts (n, k), or load what was fitted: leace:FILE.safetensors"
         )
 
-    def fit_concepts(self, features: np.ndarray | torch.Tensor, concepts: npt.ArrayLike) -> Self:
+    def fit_concepts(
+        self,
+        features: np.ndarray | torch.Tensor,
+        concepts: npt.ArrayLike | None = None,
+        *,
+        numbers: npt.ArrayLike | None = None,
+    ) -> Self:
         """Learn what to erase from rows of the *training* split; a new fit replaces the old one.
 
         Args:
             features: training rows, (n, d).
             concepts: labels, (n, k) whole numbers, a column a concept (an attribute, the camera); -1 where not known:
                 such rows are left out.
+            numbers: (n, r), what is to be erased and is a number, such as :func:`.image_components`.
 
         Raises:
-            ValueError: shapes that differ, labels below -1 or no whole numbers, fewer than two rows with labels, a
-                concept of one class (columns are named), NaN or infinity (rows are named).
+            ValueError: neither, shapes that differ, labels below -1 or no whole numbers, fewer than two rows with
+                labels, a concept of one class (columns are named), NaN or infinity (rows are named).
             ImportError: the library is not there.
         """
         rows, _ = to_rows(features)
-        labels = checked_concepts(concepts, len(rows))
-        known = (labels != _UNKNOWN).all(axis=1)
-        if known.sum() < 2:
-            raise ValueError(f"concepts has {known.sum()} rows with all labels known, must have at least 2.")
-        targets = _one_hot(labels[known])
+        if concepts is None and numbers is None:
+            raise ValueError("leace was given nothing to erase. Give concepts, (n, k) labels, or numbers, (n, r).")
+        known = np.ones(len(rows), dtype=bool)
+        parts = []
+        if concepts is not None:
+            labels = checked_concepts(concepts, len(rows))
+            known = (labels != _UNKNOWN).all(axis=1)
+            if known.sum() < 2:
+                raise ValueError(f"concepts has {known.sum()} rows with all labels known, must have at least 2.")
+            parts.append(_one_hot(labels[known]))
+        if numbers is not None:
+            parts.append(checked_numbers(numbers, len(rows))[known])
         units = directions(rows[torch.from_numpy(known).to(rows.device)].double().cpu())[0]
-        eraser = _fitted(units, torch.from_numpy(targets))
+        eraser = _fitted(units, torch.from_numpy(np.concatenate(parts, axis=1)))
         kept = torch.linalg.vector_norm(eraser.proj_left, dim=0) > 0
         mean = units.mean(dim=0).numpy()
         self.mean, self.added = frozen(mean), frozen(np.zeros_like(mean) if self.center else mean.copy())
@@ -144,6 +159,16 @@ def checked_concepts(concepts: npt.ArrayLike, rows: int) -> npt.NDArray[np.int64
     if labels.size and labels.min() < _UNKNOWN:
         raise ValueError(f"concepts holds {labels.min()}, must be at least 0, or -1 where not known.")
     return labels.astype(np.int64)
+
+
+def checked_numbers(numbers: npt.ArrayLike, rows: int) -> npt.NDArray[np.float64]:
+    """Return numbers (rows, r) as float64; raise ValueError if they are none, or not finite."""
+    values = np.asarray(numbers)
+    if values.ndim != 2 or len(values) != rows or not values.shape[1] or values.dtype.kind not in "fiu":
+        raise ValueError(f"numbers has shape {values.shape} of {values.dtype}, must be ({rows}, r), real numbers.")
+    if not np.isfinite(values).all():
+        raise ValueError(f"numbers has NaN or infinity in row {np.flatnonzero(~np.isfinite(values).all(axis=1))[0]}.")
+    return values.astype(np.float64)
 
 
 def _one_hot(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -25,6 +25,7 @@ from .erasure import ClassMeanErasure
 from .hdr_decoder import HDRDecoder
 from .identity_adversary import IdentityAdversary
 from .image_adversary import ImageAdversary
+from .image_erasure import ImageErasure
 from .image_transforms import ImageTransform, insert_image_transforms, parse_image_transform
 from .label_adversaries import AttributesAdversary, CameraAdversary, LabelAdversary
 
@@ -46,6 +47,7 @@ __all__ = [
     "HDRDecoder",
     "IdentityAdversary",
     "ImageAdversary",
+    "ImageErasure",
     "ImageTransform",
     "LabelAdversary",
     "LightDecoder",

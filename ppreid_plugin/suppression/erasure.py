@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..components import Batch, Component, Context, Trainable
 from ..number_checks import require_not_negative, require_whole
-from .centering import RunningCenter
+from .bank import FeatureBank
 from .person_labels import PersonLabels, balanced, class_balance
 
 
@@ -50,7 +50,7 @@ class ClassMeanErasure(Component):
         require_whole("privacy.erasure.bank", bank, least=2, hint="such as 4096")
         self.weight, self.bank = weight, bank
         self._people = PersonLabels(labels, attributes, who="privacy.erasure", key="privacy.erasure")
-        self.state: ErasureState | None = None
+        self.state: FeatureBank | None = None
         self._figures: dict[str, float] = {}
 
     @property
@@ -65,7 +65,7 @@ class ClassMeanErasure(Component):
         # n / (C n_c) with n all images, those of unknown class too: they are part of a batch, and feel nothing
         known = (images >= 0).float().mean(0)
         self._balance = [(w / share).to(context.device) for w, share in zip(class_balance(images), known, strict=True)]
-        self.state = ErasureState(context.feature_dim, min(self.bank, len(images))).to(context.device)
+        self.state = FeatureBank(context.feature_dim, min(self.bank, len(images))).to(context.device)
 
     def trainables(self) -> dict[str, Trainable]:
         """Center and bank, saved with the checkpoint: a resumed run goes on with the same means."""
@@ -82,7 +82,7 @@ class ClassMeanErasure(Component):
             if not state.full:
                 return {}
             labels = self._people.of(batch)
-            known = self._people.of_pids(state.pids)
+            known = self._people.of_pids(state.beside)
             weights = balanced(labels, self._balance)
             term = rows.new_zeros(())
             distance = 0.0
@@ -100,43 +100,10 @@ class ClassMeanErasure(Component):
         return self._figures
 
     @property
-    def _state(self) -> ErasureState:
+    def _state(self) -> FeatureBank:
         if self.state is None:
             raise RuntimeError("ClassMeanErasure has no bank yet: give it to an engine, or call build(context).")
         return self.state
-
-
-class ErasureState(nn.Module):
-    """The center, and the last rows seen from it with their people.
-
-    Args:
-        columns: d.
-        size: rows kept.
-    """
-
-    rows: Tensor
-    pids: Tensor
-    seen: Tensor
-
-    def __init__(self, columns: int, size: int) -> None:
-        super().__init__()
-        self.center = RunningCenter(columns)
-        self.register_buffer("rows", torch.zeros(size, columns))
-        self.register_buffer("pids", torch.zeros(size, dtype=torch.int64))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-
-    @property
-    def full(self) -> bool:
-        """Whether as many rows were seen as are kept."""
-        return int(self.seen) >= len(self.rows)
-
-    @torch.no_grad()
-    def put(self, rows: Tensor, pids: Tensor) -> None:
-        """Replace the oldest rows."""
-        size, start = len(self.rows), int(self.seen)
-        places = torch.arange(start, start + len(rows), device=rows.device)[-size:] % size
-        self.rows[places], self.pids[places] = rows[-size:].to(self.rows), pids[-size:]
-        self.seen += len(rows)
 
 
 def class_offsets(rows: Tensor, labels: Tensor, classes: int) -> Tensor:

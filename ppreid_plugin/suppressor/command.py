@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
+from ..leakage import image_components
+from ..leakage.image_flags import add_image_flags, checked_components
 from ..leakage.inputs import Labeler, add_label_flags, load_set
 from ..registry import closest
 from ..report.record import require_folder, write_json
@@ -31,15 +34,25 @@ _SETTINGS = (
 def parser() -> argparse.ArgumentParser:
     """Parser of ``tools/fit_suppressor.py``."""
     made = argparse.ArgumentParser(
-        description="Fit a small network behind a model, on features of the training split, that suppresses attributes "
-        "and keeps matching. Use it as --transform suppressor:FILE, or privacy.gallery.transform suppressor:FILE. "
-        "With --hold-out, show what each weight costs on people held out, and fit nothing for use.",
+        description="Fit a small network behind a model, on features of the training split, that suppresses "
+        "attributes, or what an inversion shows, and keeps matching. Use it as --transform suppressor:FILE, or "
+        "privacy.gallery.transform suppressor:FILE. With --hold-out, show what each weight costs on people held out, "
+        "and fit nothing for use.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = made.add_argument
     add("--train", required=True, help="features of the training split, with attr_<name> or labels given below")
     add_label_flags(made, to="suppress")
     add("--erasure", type=float, nargs="+", default=[_FIT.erasure], metavar="W", help="weight; several: --hold-out")
+    add_image_flags(made, to="suppress")
+    add(
+        "--image-erasure",
+        type=float,
+        nargs="+",
+        default=[_FIT.image_erasure],
+        metavar="W",
+        help="weight of the image components; several: --hold-out",
+    )
     add("--hold-out", type=int, metavar="N", help="training people to judge on, at random; nothing is fitted for use")
     add("--attack-seeds", type=int, default=1, help="attackers for each figure on people held out")
     for name in _SETTINGS:
@@ -55,31 +68,49 @@ def suppressor_command(argv: Sequence[str]) -> Suppressor | Front:
 
     Raises:
         FileNotFoundError: a file or folder that is not there.
-        ValueError: no attributes, an unknown one, numbers out of range; nothing is written then.
+        ValueError: no attributes, an unknown one, image components without images, numbers out of range; nothing is
+            written then.
     """
     args = parser().parse_args(argv)
     out = Path(args.out)
     _check_out(out, ".safetensors" if args.hold_out is None else ".json")
-    if args.hold_out is None and len(args.erasure) > 1:
-        raise ValueError(f"--erasure has {len(args.erasure)} weights. Give one, or --hold-out N to choose among them.")
+    for flag, weights in (("--erasure", args.erasure), ("--image-erasure", args.image_erasure)):
+        if args.hold_out is None and len(weights) > 1:
+            raise ValueError(f"{flag} has {len(weights)} weights. Give one, or --hold-out N to choose among them.")
     settings = {name: getattr(args, name) for name in _SETTINGS}
-    for weight in args.erasure:
-        SuppressorFit(erasure=weight, **settings)
-    rows = Labeler(args.attributes, args.market_attributes, None)(load_set(args.train, ()), "--train")
-    names = _suppressed(args.only, sorted(rows.attributes), args.train)
+    for weight, image_weight in product(args.erasure, args.image_erasure):
+        SuppressorFit(erasure=weight, image_erasure=image_weight, **settings)
+    rows = Labeler(args.attributes, args.market_attributes, None)(load_set(args.train, (), args.images_root), "--train")
+    count = checked_components(args, rows)
+    names = _suppressed(args.only, sorted(rows.attributes), args.train) if args.only or not count else []
+    said = ", ".join([*names, *([f"{count} image components"] if count else [])])
     if args.hold_out is not None:
         train, held_out = hold_out(rows, args.hold_out, args.seed)
-        front = suppressor_front(train, held_out, names, args.erasure, attack_seeds=args.attack_seeds, **settings)
+        front = suppressor_front(
+            train,
+            held_out,
+            names,
+            args.erasure,
+            image_components=count,
+            image_weights=args.image_erasure,
+            attack_seeds=args.attack_seeds,
+            **settings,
+        )
         write_json({**front.to_json(), "command": ["tools/fit_suppressor.py", *argv]}, out)
-        print(f"On {front.held_out_people} people held out, suppressed: {', '.join(names)}")
+        print(f"On {front.held_out_people} people held out, suppressed: {said}")
         print(front.table())
         print(f"Written: '{out}'")
         return front
-    fitted = Suppressor(erasure=args.erasure[0], **settings)
-    fitted.fit_people(rows.features, rows.pids, rows.concepts(names))
+    fitted = Suppressor(erasure=args.erasure[0], image_erasure=args.image_erasure[0], **settings)
+    fitted.fit_people(
+        rows.features,
+        rows.pids,
+        rows.concepts(names) if names else None,
+        numbers=image_components(rows.pictures, count) if count else None,
+    )
     fitted.save(out)
     last = ", ".join(f"{name} {value:.4g}" for name, value in fitted.losses[-1].items())
-    print(f"Suppressed {', '.join(names)}, fitted on {fitted.fitted_rows} training rows. Losses: {last}")
+    print(f"Suppressed {said}, fitted on {fitted.fitted_rows} training rows. Losses: {last}")
     print(f"Written: '{out}'")
     return fitted
 

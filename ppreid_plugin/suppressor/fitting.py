@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..aware.contrastive import supervised_contrastive
 from ..dp.arrays import directions, to_rows
 from ..dp.transforms import checked_pids, frozen, normalized
-from ..leakage.erasure import checked_concepts
+from ..leakage.erasure import checked_concepts, checked_numbers
 from ..number_checks import require_not_negative, require_positive, require_whole
 from ..progress import track
 from ..suppression.erasure import class_offsets
@@ -47,17 +47,21 @@ class SuppressorFit:
 
     .. math:: L = \lambda_i L_{id} + \lambda_c L_{con}
               + \lambda_e \frac1A \sum_a \frac{1}{C_a} \sum_c |m_{ac} - \bar m_a|^2
+              + \lambda_v \frac{\| \mathrm{Cov}(y, v) \|_F^2}{\mathrm{tr}\, \mathrm{Cov}(v)}
               + \lambda_s \frac{1}{B^2} \sum_{ij} (y_i \cdot y_j - c_i \cdot c_j)^2
 
     over batches of B rows: cross-entropy over the training people by scaled cosines to a learned vector each; the
     supervised contrastive loss of the batch; the distance of the class means of every attribute, which is 0 where the
-    nearest-mean classifier is at chance; and the similarities that the features had. The first and the second know the
-    training people by heart, so they do not say what suppression destroys of others; the fourth does. The third has no
-    parameters, and needs batches large enough to tell class means from noise: 64 rows fit noise, 1,024 do not.
+    nearest-mean classifier is at chance; the covariance with numbers v such as image components, 0 where least squares
+    finds nothing; and the similarities that the features had. The first and the second know the training people by
+    heart, so they do not say what suppression destroys of others; the last does. The third and the fourth have no
+    parameters, and need batches large enough to tell them from noise: 64 rows fit noise, 1,024 do not. What is not
+    given, attributes or numbers, has no term.
 
     Args:
         hidden: h, at least 0.
-        identity, erasure, contrast, distillation: the weights, at least 0. erasure 0 suppresses nothing: the reference.
+        identity, erasure, image_erasure, contrast, distillation: the weights, at least 0 (image_erasure is that of v).
+            Where both erasures are 0 nothing is suppressed: the reference.
         temperature: of the contrastive loss, in cosines, > 0.
         epochs, batch: how long, and B >= 2 (all rows where there are fewer).
         lr, weight_decay: of the optimizer.
@@ -68,7 +72,8 @@ class SuppressorFit:
 
     Source:
         Contrastive loss: Khosla et al., arXiv 2004.11362; similarities: Tung and Mori, arXiv 1907.09682; class means as
-        `ppreid_plugin.suppression.ClassMeanErasure`. Their sum on features is ours.
+        `ppreid_plugin.suppression.ClassMeanErasure`, covariance as `ppreid_plugin.suppression.ImageErasure`. Their sum
+        on features is ours.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class SuppressorFit:
         hidden: int = 1024,
         identity: float = 1.0,
         erasure: float = 30.0,
+        image_erasure: float = 300.0,
         contrast: float = 1.0,
         distillation: float = 50.0,
         temperature: float = 0.3,
@@ -89,42 +95,61 @@ class SuppressorFit:
         require_whole("hidden", hidden, least=0)
         require_whole("epochs", epochs)
         require_whole("batch", batch, least=2)
-        weights = {"identity": identity, "erasure": erasure, "contrast": contrast, "distillation": distillation}
+        weights = {
+            "identity": identity,
+            "erasure": erasure,
+            "image_erasure": image_erasure,
+            "contrast": contrast,
+            "distillation": distillation,
+        }
         for name, value in {**weights, "weight_decay": weight_decay}.items():
             require_not_negative(name, value)
         require_positive("temperature", temperature, hint="such as 0.3")
         require_positive("lr", lr, hint="such as 0.001")
         self.hidden, self.epochs, self.batch = hidden, epochs, batch
-        self.identity, self.erasure, self.contrast, self.distillation = weights.values()
+        self.identity, self.erasure, self.image_erasure, self.contrast, self.distillation = weights.values()
         self.temperature, self.lr, self.weight_decay, self.seed = temperature, lr, weight_decay, seed
         self.losses: list[dict[str, float]] = []
 
     def fit(
-        self, features: np.ndarray | Tensor, pids: npt.ArrayLike | Tensor, concepts: npt.ArrayLike
+        self,
+        features: np.ndarray | Tensor,
+        pids: npt.ArrayLike | Tensor,
+        concepts: npt.ArrayLike | None = None,
+        *,
+        numbers: npt.ArrayLike | None = None,
     ) -> dict[str, npt.NDArray[np.float64]]:
         """Return what a `Suppressor` learns, by name.
 
         Args:
             features: training rows, (n, d), n >= 2.
             pids: their people, (n,), whole numbers.
-            concepts: labels, (n, k), -1 where not known.
+            concepts: labels, (n, k), -1 where not known; None: no attribute is suppressed.
+            numbers: (n, r), such as image components; None: there are none.
 
         Raises:
-            ValueError: shapes that differ, labels that are none, a concept of one class, fewer than two people, nobody
-                with two rows, NaN or infinity (rows are named).
+            ValueError: neither concepts nor numbers, shapes that differ, labels that are none, a concept of one class,
+                fewer than two people, nobody with two rows, NaN or infinity (rows are named).
         """
         rows, _ = to_rows(features)
         people = _people(pids, len(rows))
-        labels = torch.from_numpy(_classes(checked_concepts(concepts, len(rows))))
+        if concepts is None and numbers is None:
+            raise ValueError("there is nothing to suppress. Give concepts, (n, k) labels, or numbers, (n, r).")
+        none = np.empty((len(rows), 0))
+        labels = torch.from_numpy(
+            none.astype(np.int64) if concepts is None else _classes(checked_concepts(concepts, len(rows)))
+        )
+        values = torch.from_numpy(none if numbers is None else checked_numbers(numbers, len(rows)))
+        values = values / (values - values.mean(0)).square().sum(1).mean().sqrt().clamp(min=1e-12)
         unit = directions(rows.double().cpu())[0]
         mean = unit.mean(0)
         centered = normalized(unit - mean).float()
-        network = self._trained(centered, people, labels)
+        network = self._trained(centered, people, labels, values.float())
         learned = {name: frozen(value.detach().double().numpy()) for name, value in network.named_parameters()}
         return {"mean": frozen(mean.numpy()), **learned}
 
-    def _trained(self, rows: Tensor, people: Tensor, labels: Tensor) -> SuppressorNetwork:
-        counts = labels.amax(0) + 1
+    def _trained(self, rows: Tensor, people: Tensor, labels: Tensor, values: Tensor) -> SuppressorNetwork:
+        counts = [int(column.max()) + 1 for column in labels.T]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             network = SuppressorNetwork(rows.shape[1], self.hidden)
@@ -139,9 +164,9 @@ class SuppressorFit:
         for _ in track(range(self.epochs), "suppressor"):
             total: dict[str, float] = {}
             for chosen in torch.randperm(len(rows), generator=generator)[: batches * size].split(size):
-                terms = self._terms(
-                    network(rows[chosen]), rows[chosen], proxies, people[chosen], labels[chosen], counts
-                )
+                made = network(rows[chosen])
+                terms = self._matching(made, rows[chosen], proxies, people[chosen])
+                terms |= self._suppression(made, labels[chosen], counts, values[chosen])
                 optimizer.zero_grad()
                 torch.stack([weight * term for weight, term in terms.values()]).sum().backward()
                 optimizer.step()
@@ -151,21 +176,32 @@ class SuppressorFit:
             self.losses.append(total)
         return network
 
-    def _terms(
-        self, made: Tensor, given: Tensor, proxies: Tensor, people: Tensor, labels: Tensor, counts: Tensor
+    def _matching(
+        self, made: Tensor, given: Tensor, proxies: Tensor, people: Tensor
     ) -> dict[str, tuple[float, Tensor]]:
-        """Return weight and loss by name."""
+        """Return weight and loss by name: what keeps people apart."""
         scores = _SCALE * made @ F.normalize(proxies, dim=1).T
         similar = made @ made.T
         terms = {"identity": (self.identity, F.cross_entropy(scores, people, label_smoothing=_SMOOTHING))}
         if self.contrast and len(people.unique()) < len(people):
             terms["contrast"] = (self.contrast, supervised_contrastive(similar, people, self.temperature))
-        distances = [
-            class_offsets(made, column, int(count)).square().sum() / int(count)
-            for column, count in zip(labels.T, counts, strict=True)
-        ]
-        terms["erasure"] = (self.erasure, torch.stack(distances).mean())
         terms["distillation"] = (self.distillation, (similar - given @ given.T).square().mean())
+        return terms
+
+    def _suppression(
+        self, made: Tensor, labels: Tensor, counts: list[int], values: Tensor
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Return weight and loss by name: what takes attributes and numbers out; values have variance 1 in all."""
+        terms = {}
+        if counts:
+            distances = [
+                class_offsets(made, column, count).square().sum() / count
+                for column, count in zip(labels.T, counts, strict=True)
+            ]
+            terms["erasure"] = (self.erasure, torch.stack(distances).mean())
+        if values.shape[1]:
+            covariance = made.T @ (values - values.mean(0)) / len(values)
+            terms["image_erasure"] = (self.image_erasure, covariance.square().sum())
         return terms
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from tabulate import tabulate
 
 from ..leakage import LeakageSet, measure_leakage
+from ..leakage import image_components as components_of
 from ..retrieval import evaluate
 from .transform import Suppressor
 
@@ -21,15 +23,20 @@ class FrontPoint:
 
     Attributes:
         erasure: the weight; None: the features as they are.
+        image_erasure: that of the image components; None: the features as they are, or none are suppressed.
         rank1, mAP: of the held-out people's images among each other, cosine, their own camera's left out.
         leakage: by attribute, (attacker - floor) / (attacker on the features as they are - floor); None where these
             stand too close to the floor.
+        reconstruction: the same of the SSIM of inversions; None: no image components are suppressed, so it was not
+            measured.
     """
 
     erasure: float | None
     rank1: float
     mAP: float  # noqa: N815 (as in the papers)
     leakage: dict[str, float | None]
+    image_erasure: float | None = None
+    reconstruction: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,14 @@ class Front:
         points: the features as they are first, then by weight as given.
         suppressed: names; the others were never shown to the suppressor.
         held_out_people, attack_seeds: what was judged on, and by how many attackers each.
+        image_components: of the images, suppressed too.
     """
 
     points: list[FrontPoint]
     suppressed: list[str]
     held_out_people: int
     attack_seeds: int
+    image_components: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the record, ready for JSON."""
@@ -67,9 +76,15 @@ class Front:
                 for wanted in (self.suppressed.__contains__, lambda name: name not in self.suppressed)
             ]
             figures = [point.rank1, point.mAP, _mean(shares[0]), max(shares[0], default=None), _mean(shares[1])]
+            weights = [point.erasure]
+            if self.image_components:
+                figures.append(point.reconstruction)
+                weights.append(point.image_erasure)
             shown = ["-" if one is None else f"{100 * one:.1f}" for one in figures]
-            lines.append(["none" if point.erasure is None else f"{point.erasure:g}", *shown])
+            lines.append([*("none" if one is None else f"{one:g}" for one in weights), *shown])
         headers = ["erasure", "rank-1", "mAP", "suppressed", "largest", "others"]
+        if self.image_components:
+            headers = ["erasure", "of images", *headers[1:], "inversion"]
         return tabulate(lines, headers=headers, disable_numparse=True, colalign=("right",) * len(headers))
 
 
@@ -92,20 +107,24 @@ def suppressor_front(
     suppressed: Sequence[str],
     weights: Sequence[float],
     *,
+    image_components: int = 0,
+    image_weights: Sequence[float] = (300.0,),
     attack_seeds: int = 1,
     resume: str | Path | None = None,
     **settings: Any,
 ) -> Front:
     """Fit a suppressor for every weight and judge it on people whom it has not seen.
 
-    Fresh attackers (`ppreid_plugin.leakage.AttributesAttack`) learn from the fit's people, from features suppressed and
-    as they are, and are scored on the held-out ones.
+    Fresh attackers (`ppreid_plugin.leakage`: attributes, and reconstruction where image components are suppressed)
+    learn from the fit's people, from features suppressed and as they are, and are scored on the held-out ones.
 
     Args:
-        train: rows with attributes to fit on, (n, d).
+        train: rows with attributes, or images, to fit on, (n, d).
         held_out: the same of other people, to judge on.
-        suppressed: names of the attributes to suppress.
+        suppressed: names of the attributes to suppress; none: image components alone.
         weights: of the erasure.
+        image_components: principal components of the training images to suppress.
+        image_weights: of their erasure; a point for each pair of weights.
         attack_seeds: attackers each.
         resume: JSON file that keeps finished attacks.
         settings: of `SuppressorFit`, but for the weight.
@@ -115,20 +134,26 @@ def suppressor_front(
     """
     if missing := sorted(set(suppressed) - set(train.attributes)):
         raise ValueError(f"the training rows have no attribute {', '.join(missing)}.")
-    concepts = train.concepts(suppressed)
-    points = [FrontPoint(None, *_ranked(held_out), {name: 1.0 for name in held_out.attributes})]
-    for weight in weights:
-        fitted = Suppressor(erasure=weight, **settings).fit_people(train.features, train.pids, concepts)
+    concepts = train.concepts(suppressed) if suppressed else None
+    numbers = components_of(train.pictures, image_components) if image_components else None
+    attacks = [*(["attributes"] if held_out.attributes else []), *(["reconstruction"] if image_components else [])]
+    shown = 1.0 if image_components else None
+    points = [FrontPoint(None, *_ranked(held_out), dict.fromkeys(held_out.attributes, 1.0), None, shown)]
+    pairs = product(weights if suppressed else weights[:1], image_weights if image_components else (None,))
+    for weight, image_weight in pairs:
+        given = settings if image_weight is None else {**settings, "image_erasure": image_weight}
+        fitted = Suppressor(erasure=weight, **given).fit_people(train.features, train.pids, concepts, numbers=numbers)
         made, judged = (
             rows.with_features(np.asarray(fitted.transform(rows.features)), clean=rows.features)
             for rows in (train, held_out)
         )
         found = measure_leakage(
-            made, judged, held_out, train, attacks=("attributes",), seeds=attack_seeds, resume=resume
-        ).channels["attributes"]
-        leakage = {name: figure["leakage"] for name, figure in found.items()}
-        points.append(FrontPoint(weight, *_ranked(judged), leakage))
-    return Front(points, list(suppressed), len(np.unique(held_out.people.pids)), attack_seeds)
+            made, judged, held_out, train, attacks=attacks, seeds=attack_seeds, resume=resume
+        ).channels
+        leakage = {name: figure["leakage"] for name, figure in found.get("attributes", {}).items()}
+        inverted = found["reconstruction"]["leakage"] if image_components else None
+        points.append(FrontPoint(weight, *_ranked(judged), leakage, image_weight, inverted))
+    return Front(points, list(suppressed), len(np.unique(held_out.people.pids)), attack_seeds, image_components)
 
 
 def _ranked(rows: LeakageSet) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from .fitting import SuppressorFit
 
 @register_transform("suppressor")
 class Suppressor(FileTransform):
-    r"""Suppresses attributes by a linear map and a small network beside it, on centered unit rows.
+    r"""Suppresses attributes, and what images show, by a linear map and a small network, on centered unit rows.
 
     .. math:: y = \frac{z}{|z|}, \quad z = W c + V\, \mathrm{relu}(U c + a) + b, \quad
               c = \frac{u - m}{|u - m|}, \quad u = \frac{x}{|x|}
@@ -71,7 +71,12 @@ class Suppressor(FileTransform):
         )
 
     def fit_people(
-        self, features: np.ndarray | torch.Tensor, pids: npt.ArrayLike | torch.Tensor, concepts: npt.ArrayLike
+        self,
+        features: np.ndarray | torch.Tensor,
+        pids: npt.ArrayLike | torch.Tensor,
+        concepts: npt.ArrayLike | None = None,
+        *,
+        numbers: npt.ArrayLike | None = None,
     ) -> Self:
         """Learn from rows of the *training* split; a new fit replaces the old one.
 
@@ -79,12 +84,13 @@ class Suppressor(FileTransform):
             features: training rows, (n, d).
             pids: their people, (n,), whole numbers.
             concepts: labels, (n, k) whole numbers, a column an attribute; -1 where not known (such a row is not pushed
-                in that attribute, and learns in all else).
+                in that attribute, and learns in all else); None: no attribute is suppressed.
+            numbers: (n, r), what else is not to be found, such as `ppreid_plugin.leakage.image_components`.
 
         Raises:
             ValueError: as `SuppressorFit.fit`.
         """
-        learned = self._fit.fit(features, pids, concepts)
+        learned = self._fit.fit(features, pids, concepts, numbers=numbers)
         for name in self.learned:
             setattr(self, name, learned[name])
         self.fitted, self.fitted_rows = True, len(features)

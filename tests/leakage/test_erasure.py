@@ -61,6 +61,35 @@ def test_nothing_linear_is_left_and_other_concepts_stay():
     assert both.right.shape == (8, 3)  # classes - 1, summed
 
 
+def test_numbers_are_erased_alone_and_beside_concepts():
+    rows, concepts = planted()
+    numbers = rows @ np.random.default_rng(1).normal(size=(8, 2)) + 0.1 * concepts
+    alone = Leace().fit_concepts(rows, numbers=7 * numbers)
+    np.testing.assert_allclose(alone.transform(rows), closed_form(rows, numbers), atol=1e-9)  # scale does not matter
+    assert probe(alone.transform(rows), concepts[:, 0]) > 0.7
+    hidden = concepts[:, :1].copy()
+    hidden[::3] = -1
+    known = hidden[:, 0] >= 0
+    both = Leace().fit_concepts(rows, hidden, numbers=numbers)
+    targets = np.concatenate([one_hot(concepts[known, :1]), numbers[known]], axis=1)
+    np.testing.assert_allclose(both.transform(rows[known]), closed_form(rows[known], targets), atol=1e-9)
+    assert both.right.shape == (8, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "nothing to erase"),
+        ({"numbers": np.ones((599, 2))}, r"numbers has shape \(599, 2\)"),
+        ({"numbers": np.ones(600)}, r"numbers has shape \(600,\)"),
+        ({"numbers": np.array([[np.nan]] * 600)}, "NaN or infinity in row 0"),
+    ],
+)
+def test_numbers_that_are_none(given, message):
+    with pytest.raises(ValueError, match=message):
+        Leace().fit_concepts(planted()[0], **given)
+
+
 def test_a_rare_class_is_erased_too():
     rng = np.random.default_rng(0)
     rows, concept = rng.normal(size=(20_000, 4)), np.zeros((20_000, 1), dtype=int)

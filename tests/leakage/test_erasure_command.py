@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 
 from ppreid_plugin import cli
 from ppreid_plugin.dp.transforms import build_transform
-from ppreid_plugin.leakage import Leace
+from ppreid_plugin.leakage import ArrayImages, Leace, image_components
 from ppreid_plugin.leakage.erasure_command import erase_command
 
 
@@ -48,6 +49,46 @@ def test_all_attributes_and_the_mean_kept(train, tmp_path):
     assert np.abs(rows.mean(axis=0)).max() > 0.05
 
 
+def shown(tmp_path, path, seed=3):
+    """The training file with images whose brightness is what column 2 of the features says, and that as numbers."""
+    arrays = dict(np.load(path))
+    level = np.clip(128 + 30 * arrays["features"][:, 2], 0, 255)
+    noise = np.random.default_rng(seed).integers(-20, 20, (len(level), 32, 16, 3))
+    arrays["images"] = np.clip(level[:, None, None, None] + noise, 0, 255).astype(np.uint8)
+    np.savez(tmp_path / "shown.npz", **arrays)
+    return tmp_path / "shown.npz", level
+
+
+def test_image_components_and_only_the_attributes_that_are_named(train, tmp_path, capsys):
+    _, features, labels = train
+    path, level = shown(tmp_path, train[0])
+    out = tmp_path / "leace.safetensors"
+
+    def linked(rows):  # largest correlation of a column with the brightness
+        return max(abs(np.corrcoef(column, level)[0, 1]) for column in np.asarray(rows).T)
+
+    erase_command(["--train", str(path), "--image-components", "1", "--out", str(out)])
+    assert "1 of 6 directions (1 image components)" in capsys.readouterr().out
+    rows = Leace.load(out).transform(features)
+    assert linked(features) > 0.9
+    assert linked(rows) < 0.05  # the component is the brightness up to the noise
+    assert between_classes(rows, labels["bag"]) > 0.1
+    erase_command(["--train", str(path), "--image-components", "1", "--only", "bag", "--out", str(out)])
+    rows = Leace.load(out).transform(features)
+    assert linked(rows) < 0.05
+    assert between_classes(rows, labels["bag"]) < 1e-5
+    assert between_classes(rows, labels["gender"]) > 0.1
+
+
+def test_image_components_are_the_principal_ones(train, tmp_path):
+    images = ArrayImages(np.load(shown(tmp_path, train[0])[0])["images"])
+    pixels = images.load(16, 8).reshape(200, -1) / 255
+    wanted = PCA(3, svd_solver="full").fit_transform(pixels)
+    np.testing.assert_allclose(np.abs(image_components(images, 3)), np.abs(wanted), atol=1e-9)
+    with pytest.raises(ValueError, match="from 1 to 199"):
+        image_components(images, 200)
+
+
 def test_errors_write_nothing(train, tmp_path, capsys):
     path, features, _ = train
     bare = tmp_path / "bare.npz"
@@ -57,6 +98,8 @@ def test_errors_write_nothing(train, tmp_path, capsys):
         (["--train", str(bare), "--out", str(out)], "has no attributes to erase"),
         (["--train", str(path), "--only", "gendr", "--out", str(out)], "Did you mean 'gender'"),
         (["--train", str(path), "--out", str(tmp_path / "no" / "leace.safetensors")], "is no folder. Make it first"),
+        (["--train", str(path), "--image-components", "2", "--out", str(out)], "has no images. Add an array images"),
+        (["--train", str(path), "--image-components", "-2", "--out", str(out)], "--image-components is -2"),
     ):
         assert cli.run(erase_command, flags) == 2
         assert message in capsys.readouterr().err

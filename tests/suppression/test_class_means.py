@@ -12,7 +12,8 @@ from torch import nn
 
 from ppreid_plugin.components import Batch
 from ppreid_plugin.suppression import ClassMeanErasure
-from ppreid_plugin.suppression.erasure import ErasureState, class_offsets
+from ppreid_plugin.suppression.bank import FeatureBank
+from ppreid_plugin.suppression.erasure import class_offsets
 
 PIDS = torch.tensor([0, 1, 2, 3, 4, 5] * 2)  # gender f m f ? m f, by the table of adversary_cases
 
@@ -109,12 +110,12 @@ def test_nothing_is_pushed_before_the_bank_is_full_nor_at_weight_0(people):
 
 
 def test_the_bank_keeps_the_latest_rows():
-    state = ErasureState(1, 5)
+    state = FeatureBank(1, 5)
     for start, size in ((0, 3), (3, 4), (7, 9), (16, 1)):
         values = torch.arange(start, start + size)
         state.put(values[:, None].float(), values)
-    assert sorted(state.pids.tolist()) == [12, 13, 14, 15, 16]
-    assert state.rows[:, 0].tolist() == state.pids.tolist()
+    assert sorted(state.beside.tolist()) == [12, 13, 14, 15, 16]
+    assert state.rows[:, 0].tolist() == state.beside.tolist()
 
 
 def test_a_planted_attribute_is_erased_and_the_person_is_not(people):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from ppreid_plugin.aware.contrastive import supervised_contrastive
 from ppreid_plugin.dp.transforms import build_transform, transform_from_state
@@ -75,9 +75,10 @@ def test_losses_are_those_of_the_docstring():
     made, given, proxies = (torch.nn.functional.normalize(torch.randn(n, 4), dim=1) for n in (8, 8, 3))
     who, labels = torch.tensor([0, 0, 1, 1, 2, 2, 2, 0]), torch.tensor([[0, 1], [0, -1], [1, 2], [1, 0]] * 2)
     fit = SuppressorFit(erasure=2.0, contrast=3.0, distillation=5.0, temperature=0.2)
-    terms = fit._terms(made, given, proxies, who, labels, torch.tensor([2, 3]))
+    values = torch.randn(8, 2)
+    terms = fit._matching(made, given, proxies, who) | fit._suppression(made, labels, [2, 3], values)
     assert {name: weight for name, (weight, _) in terms.items()} == {
-        "identity": 1.0, "contrast": 3.0, "erasure": 2.0, "distillation": 5.0,
+        "identity": 1.0, "contrast": 3.0, "erasure": 2.0, "image_erasure": 300.0, "distillation": 5.0,
     }  # fmt: skip
     distances = []
     for column, count in zip(labels.T, (2, 3), strict=True):
@@ -87,7 +88,9 @@ def test_losses_are_those_of_the_docstring():
     scores = (16 * made @ proxies.T).log_softmax(1)
     identity = -sum(0.9 * scores[i, who[i]] + 0.1 * scores[i].mean() for i in range(8)) / 8
     wanted = {"identity": identity, "contrast": supervised_contrastive(made @ made.T, who, 0.2),
-              "erasure": sum(distances) / 2, "distillation": similar}  # fmt: skip
+              "erasure": sum(distances) / 2, "distillation": similar,
+              "image_erasure": sum(torch.cov(torch.stack([made[:, i], values[:, j]]), correction=0)[0, 1] ** 2
+                                   for i in range(4) for j in range(2))}  # fmt: skip
     for name, (_, loss) in terms.items():
         torch.testing.assert_close(loss, wanted[name], msg=name)
 
@@ -107,6 +110,38 @@ def test_a_weight_pulls_its_loss_down(name):
     base = Suppressor(**settings).fit_people(rows, pids, labels).losses[-1]
     more = Suppressor(**{**settings, name: 40.0}).fit_people(rows, pids, labels).losses[-1]
     assert more[name] < 0.8 * base[name]
+
+
+def test_numbers_are_suppressed_alone_and_their_scale_does_not_matter():
+    rows, pids, labels = people(60)
+    numbers = rows @ np.random.default_rng(3).normal(size=(16, 2)) + 5
+    settings = {"hidden": 8, "epochs": 30, "batch": 180, "lr": 1e-2}
+    kept, gone = (
+        Suppressor(image_erasure=weight, **settings).fit_people(rows, pids, numbers=numbers) for weight in (0.0, 300.0)
+    )
+    again = Suppressor(image_erasure=300.0, **settings).fit_people(rows, pids, numbers=1000 * numbers)
+    np.testing.assert_allclose(again.transform(rows), gone.transform(rows), atol=1e-3)
+    others, _, other_labels = people(60, seed=1)
+    sought = others @ np.random.default_rng(3).normal(size=(16, 2))
+
+    def explained(one):  # of other people's numbers, by least squares that learned from these
+        return LinearRegression().fit(one.transform(rows), numbers - 5).score(one.transform(others), sought)
+
+    assert explained(kept) > 0.6
+    assert explained(gone) < 0.3
+    assert "erasure" not in gone.losses[-1]
+    assert learned(gone.transform(rows), labels[:, 0], gone.transform(others), other_labels[:, 0]) > 0.7
+    assert spread(gone.transform(rows), pids) < 1.5 * spread(kept.transform(rows), pids)
+
+
+def test_nothing_to_suppress_and_numbers_that_are_none():
+    rows, pids, _ = people(20)
+    with pytest.raises(ValueError, match="nothing to suppress. Give concepts"):
+        Suppressor().fit_people(rows, pids)
+    with pytest.raises(ValueError, match=r"numbers has shape \(3, 2\)"):
+        Suppressor().fit_people(rows, pids, numbers=np.ones((3, 2)))
+    fitted = Suppressor(epochs=1, hidden=2).fit_people(rows, pids, numbers=np.ones((len(rows), 1)))
+    assert np.isfinite(fitted.transform(rows)).all()  # constant numbers
 
 
 def test_the_contrastive_loss_pulls_people_together():

@@ -1,6 +1,8 @@
 """The command that fits a suppressor, the front on people held out, and the defense of the comparison."""
 
+import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ from test_suppressor import FAST, people
 from ppreid_plugin import cli
 from ppreid_plugin.ablation.defense import build_defense
 from ppreid_plugin.dp.transforms import build_transform
-from ppreid_plugin.leakage import LeakageSet
-from ppreid_plugin.suppressor import Suppressor, suppressor_front
+from ppreid_plugin.leakage import ArrayImages, LeakageSet, image_components, measure_leakage
+from ppreid_plugin.suppressor import Suppressor, front, suppressor_front
 from ppreid_plugin.suppressor.command import suppressor_command
 from ppreid_plugin.suppressor.front import hold_out
 
@@ -41,17 +43,17 @@ def test_the_file_is_what_the_library_fits(train, tmp_path):
 
 def test_the_front_falls_with_the_weight_and_is_of_people_held_out(train, tmp_path):
     out = tmp_path / "front.json"
-    front = suppressor_command(["--train", str(train), "--only", "gender", "--erasure", "0", "30", "--hold-out", "20",
+    made = suppressor_command(["--train", str(train), "--only", "gender", "--erasure", "0", "30", "--hold-out", "20",
                                 "--out", str(out), *FLAGS])  # fmt: skip
-    none, weak, strong = front.points
+    none, weak, strong = made.points
     assert none.erasure is None
     assert none.leakage == {"gender": 1.0, "bag": 1.0}
     assert strong.leakage["gender"] < weak.leakage["gender"] - 0.3
     assert strong.mAP > weak.mAP - 0.1
-    assert front.held_out_people == 20
+    assert made.held_out_people == 20
     record = json.loads(out.read_text())
     assert record["points"][2]["leakage"] == strong.leakage
-    assert len(front.table().splitlines()) == 5
+    assert len(made.table().splitlines()) == 5
     assert not list(tmp_path.glob("*.safetensors"))
 
 
@@ -74,6 +76,9 @@ def test_holding_out_splits_people():
         (["--out", "none/one.safetensors"], "--out is 'none/one.safetensors', but 'none' is no folder"),
         (["--erasure", "-1"], "erasure is -1.0"),
         (["--hold-out", "20"], "must end in .json"),
+        (["--image-components", "4"], "has no images. Add an array images"),
+        (["--image-erasure", "1", "2"], "--image-erasure has 2 weights"),
+        (["--image-erasure", "-1"], "image_erasure is -1.0"),
     ],
 )
 def test_errors_write_nothing(train, tmp_path, monkeypatch, capsys, flags, message):
@@ -81,6 +86,49 @@ def test_errors_write_nothing(train, tmp_path, monkeypatch, capsys, flags, messa
     assert cli.run(suppressor_command, ["--train", str(train), *flags]) != 0
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.npz"]
+
+
+def shown(tmp_path):
+    """Rows with images whose color says the gender."""
+    some, rng = rows(), np.random.default_rng(5)
+    color = np.where(some.attributes["gender"][:, None] == 1, [200, 60, 60], [60, 60, 200])
+    images = color[:, None, None, :] + rng.integers(-40, 40, (len(some), 16, 8, 3))
+    return dataclasses.replace(some, images=ArrayImages(images.astype(np.uint8))), images.astype(np.uint8)
+
+
+def test_image_components_and_only_the_attributes_that_are_named(tmp_path, capsys):
+    some, images = shown(tmp_path)
+    path, out = tmp_path / "train.npz", tmp_path / "suppressor.safetensors"
+    named = {f"attr_{name}": values for name, values in some.attributes.items()}
+    np.savez(path, features=some.features, pids=some.pids, camids=some.camids, images=images, **named)
+    suppressor_command(["--train", str(path), "--image-components", "3", "--image-erasure", "50", "--out", str(out),
+                        *FLAGS])  # fmt: skip
+    assert "Suppressed 3 image components" in capsys.readouterr().out
+    wanted = Suppressor(image_erasure=50.0, **FAST).fit_people(
+        some.features, some.pids, numbers=image_components(some.pictures, 3)
+    )
+    made = build_transform(f"suppressor:{out}").transform(some.features)
+    np.testing.assert_array_equal(made, wanted.transform(some.features))
+    defense = build_defense("suppressor:image_components=3,image_erasure=50,hidden=32,epochs=40,batch=360,lr=0.003")
+    np.testing.assert_allclose(defense.fit(some).apply(some.features), made, atol=1e-6)
+    both = build_defense("suppressor:image_components=3,attributes=bag,epochs=1").fit(some)
+    assert set(both._suppressor.losses[-1]) >= {"erasure", "image_erasure"}
+
+
+def test_the_front_of_image_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(front, "measure_leakage", partial(measure_leakage, options={"reconstruction": {"steps": 5}}))
+    some = dataclasses.replace(shown(tmp_path)[0], attributes={})
+    train, held = hold_out(some, 20, 1)
+    made = suppressor_front(train, held, [], [30.0], image_components=3, image_weights=[0.0, 300.0], **FAST)
+    assert [(one.erasure, one.image_erasure) for one in made.points] == [(None, None), (30.0, 0.0), (30.0, 300.0)]
+    assert made.points[0].reconstruction == 1.0
+    assert made.points[2].reconstruction < made.points[1].reconstruction - 0.3
+    assert made.points[1].leakage == {}
+    assert [line.split()[:3] for line in made.table().splitlines()[2:]] == [
+        ["none", "none", f"{100 * made.points[0].rank1:.1f}"],
+        ["30", "0", f"{100 * made.points[1].rank1:.1f}"],
+        ["30", "300", f"{100 * made.points[2].rank1:.1f}"],
+    ]
 
 
 def test_the_defense_is_the_suppressor():

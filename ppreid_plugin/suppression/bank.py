@@ -1,0 +1,46 @@
+"""The features of past batches, for what a batch is too small to tell from noise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .centering import RunningCenter
+
+
+class FeatureBank(nn.Module):
+    """The center, and the last rows seen from it with something that belongs to each.
+
+    Args:
+        columns: d.
+        size: n, rows kept.
+        beside: shape of what belongs to a row; empty: one number.
+        dtype: its type; pids by default.
+
+    Attributes:
+        rows, beside: (n, d) and (n, ...); zeros until they were seen.
+    """
+
+    rows: Tensor
+    beside: Tensor
+    seen: Tensor
+
+    def __init__(self, columns: int, size: int, beside: tuple[int, ...] = (), dtype: torch.dtype = torch.int64) -> None:
+        super().__init__()
+        self.center = RunningCenter(columns)
+        self.register_buffer("rows", torch.zeros(size, columns))
+        self.register_buffer("beside", torch.zeros(size, *beside, dtype=dtype))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def full(self) -> bool:
+        """Whether as many rows were seen as are kept."""
+        return int(self.seen) >= len(self.rows)
+
+    @torch.no_grad()
+    def put(self, rows: Tensor, beside: Tensor) -> None:
+        """Replace the oldest rows, and what belongs to them."""
+        size, start = len(self.rows), int(self.seen)
+        places = torch.arange(start, start + len(rows), device=rows.device)[-size:] % size
+        self.rows[places], self.beside[places] = rows[-size:].to(self.rows), beside[-size:].to(self.beside)
+        self.seen += len(rows)
