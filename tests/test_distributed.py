@@ -248,6 +248,7 @@ PRIVATE = (
         "privacy.erasure.bank",
         8,
     ),
+    *("privacy.image_erasure.enabled", True, "privacy.image_erasure.bank", 8),
     *("privacy.aware.enabled", True, "privacy.aware.mechanism", "gaussian", "privacy.gallery.enabled", True),
 )
 
@@ -271,7 +272,13 @@ def test_privacy_components_train_in_ranks_and_write_once(pedestrians, tmp_path,
             assert torch.equal(second["state"][name][key], value), (name, key)
     assert len(list(folder.glob("events*"))) == 1
     line = json.loads((folder / "training.jsonl").read_text())
-    assert {"loss_deid", "loss_distillation", "loss_aware", "erasure_distance"} <= line.keys()
+    assert {
+        "loss_deid",
+        "loss_distillation",
+        "loss_aware",
+        "erasure_distance",
+        "image_erasure_covariance",
+    } <= line.keys()
 
     path = folder / "model" / "model.pth.tar-1"
     fresh = models.build_model("osnet_x0_25", 8, pretrained=False)

@@ -220,6 +220,7 @@ def test_erasure_and_distillation_continue_as_if_they_had_not_stopped(make_engin
     """The bank is that of the stopped run, and the teacher the encoder as it was before the first step."""
     options = ("privacy.erasure.enabled", True, "privacy.distillation.enabled", True, *labels(pedestrians))
     options = (*options, "privacy.erasure.bank", 48, "privacy.erasure.attributes", "['hat', 'bag']")
+    options = (*options, "privacy.image_erasure.enabled", True, "privacy.image_erasure.bank", 48)
     options = (*options, "train.batch_size", 32, "train.lr", 0.001, "sampler.train_sampler", "SequentialSampler")
     options = (*options, "data.transforms", "[]", "test.eval_freq", 2, "train.max_epoch", 3)
     whole = make_engine(*options)
@@ -229,8 +230,11 @@ def test_erasure_and_distillation_continue_as_if_they_had_not_stopped(make_engin
     teacher = whole._models["distillation"].teacher.state_dict()
     assert teacher.keys() == start.keys()  # and no hook came along: the teacher's features are not the encoder's
     assert all(torch.equal(teacher[name], value) for name, value in start.items())
-    assert {"erasure_distance", "loss_distillation"} <= read_training_log(f"{folder}/training.jsonl")[-1].keys()
+    last = read_training_log(f"{folder}/training.jsonl")[-1]
+    assert {"erasure_distance", "image_erasure_covariance", "loss_distillation"} <= last.keys()
     assert whole._models["erasure"].full
+    assert whole._models["image_erasure"].full
+    assert 0 < whole._models["image_erasure"].beside.mean() < 1  # RGB, normalization undone
     again = make_engine(*options, "model.resume", f"{folder}/model/model.pth.tar-2")
     run_engine(again)
     for name in whole.get_model_names():
