@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from ..leakage import Leace, LeakageSet, image_components
+from ..leakage import Leace, LeakageSet
+from ..leakage.image_components import named_components
 from ..number_checks import require_whole
 from ..registry import closest
 from ..suppressor import Suppressor
@@ -112,10 +113,11 @@ class LeaceDefense(RowDefense):
     Args:
         attributes: names, separated by +; empty: all that are probed, or none where image components are erased.
         image_components: principal components of the training images (`ppreid_plugin.leakage.image_components`).
+        head_components: those of their upper quarter.
     """
 
-    def __init__(self, attributes: str = "", image_components: int = 0) -> None:
-        self._named = _Named(attributes, image_components)
+    def __init__(self, attributes: str = "", image_components: int = 0, head_components: int = 0) -> None:
+        self._named = _Named(attributes, image_components, head_components)
         self._leace = Leace()
 
     def fit(self, train: LeakageSet) -> Self:
@@ -139,11 +141,14 @@ class SuppressorDefense(RowDefense):
     Args:
         attributes: names, separated by +; empty: all that are probed, or none where image components are suppressed.
         image_components: principal components of the training images (`ppreid_plugin.leakage.image_components`).
+        head_components: those of their upper quarter.
         settings: of `ppreid_plugin.suppressor.SuppressorFit`.
     """
 
-    def __init__(self, attributes: str = "", image_components: int = 0, **settings: Any) -> None:
-        self._named = _Named(attributes, image_components)
+    def __init__(
+        self, attributes: str = "", image_components: int = 0, head_components: int = 0, **settings: Any
+    ) -> None:
+        self._named = _Named(attributes, image_components, head_components)
         self._suppressor = Suppressor(**settings)
 
     def fit(self, train: LeakageSet) -> Self:
@@ -160,13 +165,15 @@ class SuppressorDefense(RowDefense):
 class _Named:
     """What a row names to be taken out: attributes, image components, or both."""
 
-    def __init__(self, attributes: str, components: int) -> None:
+    def __init__(self, attributes: str, components: int, head_components: int) -> None:
         self.attributes = tuple(filter(None, attributes.split("+")))
         self.components = require_whole("image_components", components, least=0)
+        self.head_components = require_whole("head_components", head_components, least=0)
 
     def of(self, train: LeakageSet, who: str) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.float64] | None]:
         """Return the labels and the numbers of the training rows; None: nothing of this kind is named."""
-        numbers = image_components(train.pictures, self.components) if self.components else None
+        wanted = self.components or self.head_components
+        numbers = named_components(train.pictures, self.components, self.head_components) if wanted else None
         return self._labels(train, who) if self.attributes or numbers is None else None, numbers
 
     def _labels(self, train: LeakageSet, who: str) -> npt.NDArray[np.int64]:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ..report.record import require_folder
 from .erasure import Leace
-from .image_components import image_components
-from .image_flags import add_image_flags, checked_components
+from .image_flags import add_image_flags, components_of
 from .inputs import Labeler, add_label_flags, load_set
 
 
@@ -44,9 +43,9 @@ def erase_command(argv: Sequence[str]) -> Leace:
     rows = Labeler(args.attributes, args.market_attributes, args.only)(
         load_set(args.train, (), args.images_root), "--train"
     )
-    count = checked_components(args, rows)
-    names = sorted(rows.attributes) if args.only or not count else []
-    if not names and not count:
+    numbers, shown = components_of(args, rows)
+    names = sorted(rows.attributes) if args.only or numbers is None else []
+    if not names and numbers is None:
         raise ValueError(
             f"'{args.train}' has no attributes to erase. Add arrays attr_<name>, or name labels of people with "
             "--attributes or --market-attributes; or erase --image-components."
@@ -54,11 +53,11 @@ def erase_command(argv: Sequence[str]) -> Leace:
     leace = Leace(center=not args.no_center).fit_concepts(
         rows.features,
         rows.concepts(names) if names else None,
-        numbers=image_components(rows.pictures, count) if count else None,
+        numbers=numbers,
     )
     leace.save(out)
     stated = leace.describe()
-    erased = [*names, *([f"{count} image components"] if count else [])]
+    erased = [*names, *([shown] if shown else [])]
     print(
         f"Erased {stated['erased_directions']} of {stated['columns']} directions ({', '.join(erased)}), fitted on "
         f"{stated['fitted_rows']} training rows. Written: '{out}'"

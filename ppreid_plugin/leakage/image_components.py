@@ -9,9 +9,11 @@ from ..number_checks import require_whole
 from .images import RowImages
 
 HEIGHT, WIDTH = 16, 8  # pixels: what pixelation with 8 blocks across leaves of a person
+HEAD = 4  # the head is in the first of so many parts of the height
+_FINE = 2  # times as many pixels each way, there
 
 
-def image_components(images: RowImages, count: int) -> npt.NDArray[np.float64]:
+def image_components(images: RowImages, count: int, *, head: bool = False) -> npt.NDArray[np.float64]:
     """Return the first principal components of images at 16 x 8 pixels, RGB in [0, 1]: (n, count), of mean 0.
 
     They are what a linear inversion of features shows first. With features from which they are erased
@@ -20,13 +22,29 @@ def image_components(images: RowImages, count: int) -> npt.NDArray[np.float64]:
     Args:
         images: of training rows, n >= 2.
         count: how many, largest variance first; at most n - 1, and 384.
+        head: of the upper quarter of the images alone, where heads are, at 8 x 16 pixels.
 
     Raises:
         ValueError: a count out of range.
         ImageError: a file that cannot be read.
     """
     require_whole("count", count, most=min(len(images) - 1, HEIGHT * WIDTH * 3), hint="of image components")
-    pixels = images.load(HEIGHT, WIDTH).reshape(len(images), -1) / 255.0
-    pixels -= pixels.mean(axis=0)
-    _, vectors = np.linalg.eigh(pixels.T @ pixels)
-    return pixels @ vectors[:, : -count - 1 : -1]
+    if head:
+        pixels = images.load(HEIGHT * _FINE, WIDTH * _FINE)[:, : HEIGHT * _FINE // HEAD]
+    else:
+        pixels = images.load(HEIGHT, WIDTH)
+    offsets = pixels.reshape(len(images), -1) / 255.0
+    offsets -= offsets.mean(axis=0)
+    _, vectors = np.linalg.eigh(offsets.T @ offsets)
+    return offsets @ vectors[:, : -count - 1 : -1]
+
+
+def named_components(images: RowImages, count: int, head_count: int) -> npt.NDArray[np.float64] | None:
+    """Return components of whole images and of heads side by side, (n, count + head_count); None: neither is asked for.
+
+    Raises:
+        ValueError: a count out of range.
+        ImageError: a file that cannot be read.
+    """
+    parts = [image_components(images, many, head=head) for many, head in ((count, False), (head_count, True)) if many]
+    return np.concatenate(parts, axis=1) if parts else None

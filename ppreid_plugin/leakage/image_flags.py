@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+import numpy as np
+import numpy.typing as npt
+
 from ..number_checks import require_whole
 from .data import LeakageSet
+from .image_components import named_components
 
 
 def add_image_flags(parser: argparse.ArgumentParser, *, to: str) -> None:
@@ -19,19 +23,36 @@ def add_image_flags(parser: argparse.ArgumentParser, *, to: str) -> None:
         help=f"principal components of the training images to {to}, against inversion; with them only the attributes "
         "that --only names",
     )
+    add(
+        "--head-components",
+        type=int,
+        default=0,
+        metavar="K",
+        help="likewise, of the upper quarter of the images, where heads are",
+    )
     add("--images-root", metavar="DIR", help="folder that paths or row_ids are relative to, if --train has no images")
 
 
-def checked_components(args: argparse.Namespace, rows: LeakageSet) -> int:
-    """Return how many components are asked for.
+def components_of(args: argparse.Namespace, rows: LeakageSet) -> tuple[npt.NDArray[np.float64] | None, str]:
+    """Return the components that are asked for, (n, k), and what they are; None and nothing: none are.
 
     Raises:
-        ValueError: a negative number, or rows without images.
+        ValueError: a number out of range, or rows without images.
+        ImageError: a file that cannot be read.
     """
-    count = require_whole("--image-components", args.image_components, least=0)
-    if count and rows.images is None:
-        raise ValueError(
-            f"--image-components is {count}, and '{args.train}' has no images. Add an array images, (n, H, W, 3), or "
-            "name the folder that row_ids are relative to: --images-root DIR"
+    counts = {
+        kind: require_whole(flag, count, least=0)
+        for kind, flag, count in (
+            ("image", "--image-components", args.image_components),
+            ("head", "--head-components", args.head_components),
         )
-    return count
+    }
+    said = ", ".join(f"{count} {kind} components" for kind, count in counts.items() if count)
+    if not said:
+        return None, ""
+    if rows.images is None:
+        raise ValueError(
+            f"{said} are asked for, and '{args.train}' has no images. Add an array images, (n, H, W, 3), or name the "
+            "folder that row_ids are relative to: --images-root DIR"
+        )
+    return named_components(rows.pictures, counts["image"], counts["head"]), said

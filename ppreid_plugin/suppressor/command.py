@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from ..leakage import image_components
-from ..leakage.image_flags import add_image_flags, checked_components
+from ..leakage.image_flags import add_image_flags, components_of
 from ..leakage.inputs import Labeler, add_label_flags, load_set
 from ..registry import closest
 from ..report.record import require_folder, write_json
@@ -81,9 +80,9 @@ def suppressor_command(argv: Sequence[str]) -> Suppressor | Front:
     for weight, image_weight in product(args.erasure, args.image_erasure):
         SuppressorFit(erasure=weight, image_erasure=image_weight, **settings)
     rows = Labeler(args.attributes, args.market_attributes, None)(load_set(args.train, (), args.images_root), "--train")
-    count = checked_components(args, rows)
-    names = _suppressed(args.only, sorted(rows.attributes), args.train) if args.only or not count else []
-    said = ", ".join([*names, *([f"{count} image components"] if count else [])])
+    numbers, shown = components_of(args, rows)
+    names = _suppressed(args.only, sorted(rows.attributes), args.train) if args.only or numbers is None else []
+    said = ", ".join([*names, *([shown] if shown else [])])
     if args.hold_out is not None:
         train, held_out = hold_out(rows, args.hold_out, args.seed)
         front = suppressor_front(
@@ -91,7 +90,8 @@ def suppressor_command(argv: Sequence[str]) -> Suppressor | Front:
             held_out,
             names,
             args.erasure,
-            image_components=count,
+            image_components=args.image_components,
+            head_components=args.head_components,
             image_weights=args.image_erasure,
             attack_seeds=args.attack_seeds,
             **settings,
@@ -106,7 +106,7 @@ def suppressor_command(argv: Sequence[str]) -> Suppressor | Front:
         rows.features,
         rows.pids,
         rows.concepts(names) if names else None,
-        numbers=image_components(rows.pictures, count) if count else None,
+        numbers=numbers,
     )
     fitted.save(out)
     last = ", ".join(f"{name} {value:.4g}" for name, value in fitted.losses[-1].items())

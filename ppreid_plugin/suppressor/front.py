@@ -12,7 +12,7 @@ import numpy as np
 from tabulate import tabulate
 
 from ..leakage import LeakageSet, measure_leakage
-from ..leakage import image_components as components_of
+from ..leakage.image_components import named_components
 from ..retrieval import evaluate
 from .transform import Suppressor
 
@@ -47,7 +47,7 @@ class Front:
         points: the features as they are first, then by weight as given.
         suppressed: names; the others were never shown to the suppressor.
         held_out_people, attack_seeds: what was judged on, and by how many attackers each.
-        image_components: of the images, suppressed too.
+        image_components: how many of the images and of their upper quarter are suppressed, too.
     """
 
     points: list[FrontPoint]
@@ -108,6 +108,7 @@ def suppressor_front(
     weights: Sequence[float],
     *,
     image_components: int = 0,
+    head_components: int = 0,
     image_weights: Sequence[float] = (300.0,),
     attack_seeds: int = 1,
     resume: str | Path | None = None,
@@ -124,6 +125,7 @@ def suppressor_front(
         suppressed: names of the attributes to suppress; none: image components alone.
         weights: of the erasure.
         image_components: principal components of the training images to suppress.
+        head_components: those of their upper quarter.
         image_weights: of their erasure; a point for each pair of weights.
         attack_seeds: attackers each.
         resume: JSON file that keeps finished attacks.
@@ -135,11 +137,12 @@ def suppressor_front(
     if missing := sorted(set(suppressed) - set(train.attributes)):
         raise ValueError(f"the training rows have no attribute {', '.join(missing)}.")
     concepts = train.concepts(suppressed) if suppressed else None
-    numbers = components_of(train.pictures, image_components) if image_components else None
-    attacks = [*(["attributes"] if held_out.attributes else []), *(["reconstruction"] if image_components else [])]
-    shown = 1.0 if image_components else None
-    points = [FrontPoint(None, *_ranked(held_out), dict.fromkeys(held_out.attributes, 1.0), None, shown)]
-    pairs = product(weights if suppressed else weights[:1], image_weights if image_components else (None,))
+    shown = image_components + head_components
+    numbers = named_components(train.pictures, image_components, head_components) if shown else None
+    attacks = [*(["attributes"] if held_out.attributes else []), *(["reconstruction"] if shown else [])]
+    whole = 1.0 if shown else None
+    points = [FrontPoint(None, *_ranked(held_out), dict.fromkeys(held_out.attributes, 1.0), None, whole)]
+    pairs = product(weights if suppressed else weights[:1], image_weights if shown else (None,))
     for weight, image_weight in pairs:
         given = settings if image_weight is None else {**settings, "image_erasure": image_weight}
         fitted = Suppressor(erasure=weight, **given).fit_people(train.features, train.pids, concepts, numbers=numbers)
@@ -151,9 +154,9 @@ def suppressor_front(
             made, judged, held_out, train, attacks=attacks, seeds=attack_seeds, resume=resume
         ).channels
         leakage = {name: figure["leakage"] for name, figure in found.get("attributes", {}).items()}
-        inverted = found["reconstruction"]["leakage"] if image_components else None
+        inverted = found["reconstruction"]["leakage"] if shown else None
         points.append(FrontPoint(weight, *_ranked(judged), leakage, image_weight, inverted))
-    return Front(points, list(suppressed), len(np.unique(held_out.people.pids)), attack_seeds, image_components)
+    return Front(points, list(suppressed), len(np.unique(held_out.people.pids)), attack_seeds, shown)
 
 
 def _ranked(rows: LeakageSet) -> tuple[float, float]:

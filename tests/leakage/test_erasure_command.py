@@ -87,6 +87,20 @@ def test_image_components_are_the_principal_ones(train, tmp_path):
     np.testing.assert_allclose(np.abs(image_components(images, 3)), np.abs(wanted), atol=1e-9)
     with pytest.raises(ValueError, match="from 1 to 199"):
         image_components(images, 200)
+    heads = images.load(32, 16)[:, :8].reshape(200, -1) / 255
+    wanted = PCA(2, svd_solver="full").fit_transform(heads)
+    np.testing.assert_allclose(np.abs(image_components(images, 2, head=True)), np.abs(wanted), atol=1e-9)
+
+
+def test_head_components_beside_image_components(train, tmp_path, capsys):
+    path, _ = shown(tmp_path, train[0])
+    flags = ["--train", str(path), "--image-components", "2", "--head-components", "1"]
+    erased = erase_command([*flags, "--out", str(tmp_path / "both.safetensors")])
+    assert "3 of 6 directions (2 image components, 1 head components)" in capsys.readouterr().out
+    images = ArrayImages(np.load(path)["images"])
+    numbers = np.concatenate([image_components(images, 2), image_components(images, 1, head=True)], axis=1)
+    wanted = Leace(center=True).fit_concepts(train[1], numbers=numbers)
+    np.testing.assert_allclose(erased.transform(train[1]), wanted.transform(train[1]), atol=1e-9)
 
 
 def test_errors_write_nothing(train, tmp_path, capsys):
@@ -99,6 +113,7 @@ def test_errors_write_nothing(train, tmp_path, capsys):
         (["--train", str(path), "--only", "gendr", "--out", str(out)], "Did you mean 'gender'"),
         (["--train", str(path), "--out", str(tmp_path / "no" / "leace.safetensors")], "is no folder. Make it first"),
         (["--train", str(path), "--image-components", "2", "--out", str(out)], "has no images. Add an array images"),
+        (["--train", str(path), "--head-components", "2", "--out", str(out)], "2 head components are asked for"),
         (["--train", str(path), "--image-components", "-2", "--out", str(out)], "--image-components is -2"),
     ):
         assert cli.run(erase_command, flags) == 2

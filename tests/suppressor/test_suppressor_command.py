@@ -76,7 +76,7 @@ def test_holding_out_splits_people():
         (["--out", "none/one.safetensors"], "--out is 'none/one.safetensors', but 'none' is no folder"),
         (["--erasure", "-1"], "erasure is -1.0"),
         (["--hold-out", "20"], "must end in .json"),
-        (["--image-components", "4"], "has no images. Add an array images"),
+        (["--image-components", "4"], "4 image components are asked for, and"),
         (["--image-erasure", "1", "2"], "--image-erasure has 2 weights"),
         (["--image-erasure", "-1"], "image_erasure is -1.0"),
     ],
