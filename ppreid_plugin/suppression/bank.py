@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from ..components import Batch, Component, Trainable
 from .centering import RunningCenter
 
 
@@ -44,3 +47,27 @@ class FeatureBank(nn.Module):
         places = torch.arange(start, start + len(rows), device=rows.device)[-size:] % size
         self.rows[places], self.beside[places] = rows[-size:].to(self.rows), beside[-size:].to(self.beside)
         self.seen += len(rows)
+
+
+class BankedComponent(Component):
+    """A component without parameters that looks at a `FeatureBank`, which `build` makes and checkpoints carry."""
+
+    name: ClassVar[str]
+    state: FeatureBank | None = None
+
+    def __init__(self) -> None:
+        self._figures: dict[str, float] = {}
+
+    def trainables(self) -> dict[str, Trainable]:
+        """Center and bank, saved with the checkpoint: a resumed run goes on with the same rows."""
+        return {self.name: Trainable(self._state)}
+
+    def finish_step(self, batch: Batch) -> dict[str, float]:
+        """Return the figures of the step's loss."""
+        return self._figures
+
+    @property
+    def _state(self) -> FeatureBank:
+        if self.state is None:
+            raise RuntimeError(f"{type(self).__name__} has no bank yet: give it to an engine, or call build(context).")
+        return self.state

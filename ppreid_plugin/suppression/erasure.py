@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..components import Batch, Component, Context, Trainable
+from ..components import Batch, Context
 from ..number_checks import require_not_negative, require_whole
-from .bank import FeatureBank
+from .bank import BankedComponent, FeatureBank
 from .person_labels import PersonLabels, balanced, class_balance
 
 
-class ClassMeanErasure(Component):
+class ClassMeanErasure(BankedComponent):
     r"""Brings the mean features of an attribute's classes together: Re-ID loss + w L.
 
     .. math:: L = \frac{1}{A} \sum_a \frac{1}{C_a} \sum_c \Big\| m_{ac} - \frac{1}{C_a} \sum_{c'} m_{ac'} \Big\|^2
@@ -48,10 +48,9 @@ class ClassMeanErasure(Component):
     ) -> None:
         require_not_negative("privacy.erasure.weight", weight)
         require_whole("privacy.erasure.bank", bank, least=2, hint="such as 4096")
+        super().__init__()
         self.weight, self.bank = weight, bank
         self._people = PersonLabels(labels, attributes, who="privacy.erasure", key="privacy.erasure")
-        self.state: FeatureBank | None = None
-        self._figures: dict[str, float] = {}
 
     @property
     def attributes(self) -> list[str]:
@@ -66,10 +65,6 @@ class ClassMeanErasure(Component):
         known = (images >= 0).float().mean(0)
         self._balance = [(w / share).to(context.device) for w, share in zip(class_balance(images), known, strict=True)]
         self.state = FeatureBank(context.feature_dim, min(self.bank, len(images))).to(context.device)
-
-    def trainables(self) -> dict[str, Trainable]:
-        """Center and bank, saved with the checkpoint: a resumed run goes on with the same means."""
-        return {self.name: Trainable(self._state)}
 
     def loss_terms(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted term (nothing at weight 0, and until the bank is full)."""
@@ -94,16 +89,6 @@ class ClassMeanErasure(Component):
                 distance += float(offsets.square().sum()) / len(balance) / len(self._balance)
         self._figures = {"erasure_distance": distance}
         return {} if self.weight == 0 else {"loss_erasure": self.weight * term}
-
-    def finish_step(self, batch: Batch) -> dict[str, float]:
-        """Return L over the bank."""
-        return self._figures
-
-    @property
-    def _state(self) -> FeatureBank:
-        if self.state is None:
-            raise RuntimeError("ClassMeanErasure has no bank yet: give it to an engine, or call build(context).")
-        return self.state
 
 
 def class_offsets(rows: Tensor, labels: Tensor, classes: int) -> Tensor:

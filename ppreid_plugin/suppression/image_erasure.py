@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..components import Batch, Component, Context, Trainable
+from ..components import Batch, Context
 from ..number_checks import require_not_negative, require_whole
-from .bank import FeatureBank
+from .bank import BankedComponent, FeatureBank
 
 HEIGHT, WIDTH = 16, 8  # pixels: what pixelation with 8 blocks across leaves of a person
 
 
-class ImageErasure(Component):
+class ImageErasure(BankedComponent):
     r"""Takes the covariance of features and images to 0: Re-ID loss + w L.
 
     .. math:: L = \frac{\| C \|_F^2}{\operatorname{tr} \operatorname{Cov}(x)}, \qquad C = \operatorname{Cov}(c, x)
@@ -44,18 +44,13 @@ class ImageErasure(Component):
     def __init__(self, *, weight: float = 100.0, bank: int = 4096) -> None:
         require_not_negative("privacy.image_erasure.weight", weight)
         require_whole("privacy.image_erasure.bank", bank, least=2, hint="such as 4096")
+        super().__init__()
         self.weight, self.bank = weight, bank
-        self.state: FeatureBank | None = None
-        self._figures: dict[str, float] = {}
 
     def build(self, context: Context) -> None:
         """Make the bank."""
         size = min(self.bank, len(context.train_items))
         self.state = FeatureBank(context.feature_dim, size, (3 * HEIGHT * WIDTH,), torch.float32).to(context.device)
-
-    def trainables(self) -> dict[str, Trainable]:
-        """Center and bank, saved with the checkpoint: a resumed run goes on with the same covariance."""
-        return {self.name: Trainable(self._state)}
 
     def loss_terms(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted term (nothing at weight 0, and until the bank is full)."""
@@ -77,13 +72,3 @@ class ImageErasure(Component):
             term = 2 * pushed.mean() / variance
         self._figures = {"image_erasure_covariance": float(covariance.square().sum() / variance)}
         return {} if self.weight == 0 else {"loss_image_erasure": self.weight * term}
-
-    def finish_step(self, batch: Batch) -> dict[str, float]:
-        """Return L over the bank."""
-        return self._figures
-
-    @property
-    def _state(self) -> FeatureBank:
-        if self.state is None:
-            raise RuntimeError("ImageErasure has no bank yet: give it to an engine, or call build(context).")
-        return self.state
