@@ -172,8 +172,7 @@ class _Named:
 
     def of(self, train: LeakageSet, who: str) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.float64] | None]:
         """Return the labels and the numbers of the training rows; None: nothing of this kind is named."""
-        wanted = self.components or self.head_components
-        numbers = named_components(train.pictures, self.components, self.head_components) if wanted else None
+        numbers = named_components(train, self.components, self.head_components)
         return self._labels(train, who) if self.attributes or numbers is None else None, numbers
 
     def _labels(self, train: LeakageSet, who: str) -> npt.NDArray[np.int64]:

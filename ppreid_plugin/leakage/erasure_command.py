@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..report.record import require_folder
 from .erasure import Leace
-from .image_flags import add_image_flags, components_of
+from .image_components import named_components
+from .image_flags import add_image_flags, checked_components
 from .inputs import Labeler, add_label_flags, load_set
 
 
@@ -43,9 +44,9 @@ def erase_command(argv: Sequence[str]) -> Leace:
     rows = Labeler(args.attributes, args.market_attributes, args.only)(
         load_set(args.train, (), args.images_root), "--train"
     )
-    numbers, shown = components_of(args, rows)
-    names = sorted(rows.attributes) if args.only or numbers is None else []
-    if not names and numbers is None:
+    shown = checked_components(args, rows)
+    names = sorted(rows.attributes) if args.only or not shown else []
+    if not names and not shown:
         raise ValueError(
             f"'{args.train}' has no attributes to erase. Add arrays attr_<name>, or name labels of people with "
             "--attributes or --market-attributes; or erase --image-components."
@@ -53,7 +54,7 @@ def erase_command(argv: Sequence[str]) -> Leace:
     leace = Leace(center=not args.no_center).fit_concepts(
         rows.features,
         rows.concepts(names) if names else None,
-        numbers=numbers,
+        numbers=named_components(rows, args.image_components, args.head_components),
     )
     leace.save(out)
     stated = leace.describe()

@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..number_checks import require_whole
+from ..suppression.image_erasure import HEIGHT, WIDTH
+from .data import LeakageSet
 from .images import RowImages
 
-HEIGHT, WIDTH = 16, 8  # pixels: what pixelation with 8 blocks across leaves of a person
 HEAD = 4  # the head is in the first of so many parts of the height
 _FINE = 2  # times as many pixels each way, there
 
@@ -39,12 +40,13 @@ def image_components(images: RowImages, count: int, *, head: bool = False) -> np
     return offsets @ vectors[:, : -count - 1 : -1]
 
 
-def named_components(images: RowImages, count: int, head_count: int) -> npt.NDArray[np.float64] | None:
-    """Return components of whole images and of heads side by side, (n, count + head_count); None: neither is asked for.
+def named_components(rows: LeakageSet, count: int, head_count: int) -> npt.NDArray[np.float64] | None:
+    """Return components of rows' whole images and of heads side by side, (n, count + head_count); None: both are 0.
 
     Raises:
-        ValueError: a count out of range.
+        ValueError: rows without images, or a count out of range.
         ImageError: a file that cannot be read.
     """
-    parts = [image_components(images, many, head=head) for many, head in ((count, False), (head_count, True)) if many]
+    counts = ((count, False), (head_count, True))
+    parts = [image_components(rows.pictures, many, head=head) for many, head in counts if many]
     return np.concatenate(parts, axis=1) if parts else None

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-import numpy as np
-import numpy.typing as npt
-
 from ..number_checks import require_whole
 from .data import LeakageSet
-from .image_components import named_components
 
 
 def add_image_flags(parser: argparse.ArgumentParser, *, to: str) -> None:
@@ -33,12 +29,11 @@ def add_image_flags(parser: argparse.ArgumentParser, *, to: str) -> None:
     add("--images-root", metavar="DIR", help="folder that paths or row_ids are relative to, if --train has no images")
 
 
-def components_of(args: argparse.Namespace, rows: LeakageSet) -> tuple[npt.NDArray[np.float64] | None, str]:
-    """Return the components that are asked for, (n, k), and what they are; None and nothing: none are.
+def checked_components(args: argparse.Namespace, rows: LeakageSet) -> str:
+    """Return in words which components are asked for; empty: none are.
 
     Raises:
-        ValueError: a number out of range, or rows without images.
-        ImageError: a file that cannot be read.
+        ValueError: a negative number, or rows without images.
     """
     counts = {
         kind: require_whole(flag, count, least=0)
@@ -48,11 +43,9 @@ def components_of(args: argparse.Namespace, rows: LeakageSet) -> tuple[npt.NDArr
         )
     }
     said = ", ".join(f"{count} {kind} components" for kind, count in counts.items() if count)
-    if not said:
-        return None, ""
-    if rows.images is None:
+    if said and rows.images is None:
         raise ValueError(
             f"{said} are asked for, and '{args.train}' has no images. Add an array images, (n, H, W, 3), or name the "
             "folder that row_ids are relative to: --images-root DIR"
         )
-    return named_components(rows.pictures, counts["image"], counts["head"]), said
+    return said

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from ..leakage.image_flags import add_image_flags, components_of
+from ..leakage.image_components import named_components
+from ..leakage.image_flags import add_image_flags, checked_components
 from ..leakage.inputs import Labeler, add_label_flags, load_set
 from ..registry import closest
 from ..report.record import require_folder, write_json
@@ -80,8 +81,8 @@ def suppressor_command(argv: Sequence[str]) -> Suppressor | Front:
     for weight, image_weight in product(args.erasure, args.image_erasure):
         SuppressorFit(erasure=weight, image_erasure=image_weight, **settings)
     rows = Labeler(args.attributes, args.market_attributes, None)(load_set(args.train, (), args.images_root), "--train")
-    numbers, shown = components_of(args, rows)
-    names = _suppressed(args.only, sorted(rows.attributes), args.train) if args.only or numbers is None else []
+    shown = checked_components(args, rows)
+    names = _suppressed(args.only, sorted(rows.attributes), args.train) if args.only or not shown else []
     said = ", ".join([*names, *([shown] if shown else [])])
     if args.hold_out is not None:
         train, held_out = hold_out(rows, args.hold_out, args.seed)
@@ -106,7 +107,7 @@ def suppressor_command(argv: Sequence[str]) -> Suppressor | Front:
         rows.features,
         rows.pids,
         rows.concepts(names) if names else None,
-        numbers=numbers,
+        numbers=named_components(rows, args.image_components, args.head_components),
     )
     fitted.save(out)
     last = ", ".join(f"{name} {value:.4g}" for name, value in fitted.losses[-1].items())

@@ -138,7 +138,7 @@ def suppressor_front(
         raise ValueError(f"the training rows have no attribute {', '.join(missing)}.")
     concepts = train.concepts(suppressed) if suppressed else None
     shown = image_components + head_components
-    numbers = named_components(train.pictures, image_components, head_components) if shown else None
+    numbers = named_components(train, image_components, head_components)
     attacks = [*(["attributes"] if held_out.attributes else []), *(["reconstruction"] if shown else [])]
     whole = 1.0 if shown else None
     points = [FrontPoint(None, *_ranked(held_out), dict.fromkeys(held_out.attributes, 1.0), None, whole)]
