@@ -28,7 +28,7 @@ def fenced(file, language):
 
 
 def commands(file):
-    lines = [line for block in fenced(file, "bash") for line in block.splitlines()]
+    lines = [line for block in fenced(file, "bash") for line in block.replace("\\\n", " ").splitlines()]
     return [line.partition("#")[0].strip() for line in lines if line.partition("#")[0].strip()]
 
 
