@@ -28,6 +28,8 @@ from ppreid_plugin.search.symbols import SymbolTable
 Columns = Mapping[str, np.ndarray]
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
+_FEW = 8  # queries
+
 
 class RowStorage(ABC):
     """The format of rows on disk. An entry implements all of this; columns are arrays of one entry a row.
@@ -81,7 +83,7 @@ class _FloatRows(RowStorage):
 
     def products(self, queries: torch.Tensor, stored: Columns) -> torch.Tensor:
         """Multiply in float32."""
-        return torch.mm(queries, torch.from_numpy(stored["rows"]).float().T)
+        return float_products(queries, torch.from_numpy(stored["rows"]).float())
 
 
 @register_storage("float32")
@@ -124,7 +126,7 @@ class Int8Rows(RowStorage):
 
     def products(self, queries: torch.Tensor, stored: Columns) -> torch.Tensor:
         """Multiply with the whole numbers, then scale the scores."""
-        scores = torch.mm(queries, torch.from_numpy(stored["rows"]).float().T)
+        scores = float_products(queries, torch.from_numpy(stored["rows"]).float())
         return scores.mul_(torch.from_numpy(np.array(stored["scales"])))
 
 
@@ -188,6 +190,19 @@ def build_storage(name: str, columns: int, table: SymbolTable | None) -> RowStor
 def bytes_a_row(storage: RowStorage) -> int:
     """Return what one row's features take on disk, without its labels."""
     return sum(np.dtype(dtype).itemsize * int(np.prod(shape, dtype=int)) for dtype, shape in storage.shapes.values())
+
+
+def float_products(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return the float32 products of queries (q, d) with rows (m, d): (q, m).
+
+    Few queries read rows faster than BLAS arranges them: one is as fast as memory (BLAS takes 2.3 times as long), and up
+    to 8 are taken as the narrow side of the product.
+    """
+    if len(queries) == 1:
+        return torch.from_numpy(np.einsum("ij,j->i", rows.numpy(), queries[0].numpy())[None])
+    if len(queries) <= _FEW:
+        return torch.mm(rows, queries.T).T.contiguous()
+    return torch.mm(queries, rows.T)
 
 
 def dot_products(rows: torch.Tensor, query: torch.Tensor) -> npt.NDArray[np.float64]:

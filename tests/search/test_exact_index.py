@@ -21,12 +21,13 @@ def stored_rows(index):
 
 
 @pytest.mark.parametrize("storage", FLOATS)
-def test_the_answer_is_that_of_a_loop_in_float64(tmp_path, storage, monkeypatch):
+@pytest.mark.parametrize("asked", [1, 5, 17])  # each multiplied in its own way
+def test_the_answer_is_that_of_a_loop_in_float64(tmp_path, storage, asked, monkeypatch):
     rng = np.random.default_rng(1)
     source = ArraySource(rng.normal(size=(503, 24)), pids=np.arange(503) // 4)
     index = index_of(tmp_path / "i", source, storage=storage)
     monkeypatch.setattr(exact, "BLOCK_BYTES", 4 * 24 * 50)  # eleven blocks
-    queries = rng.normal(size=(17, 24)).astype(np.float32)
+    queries = rng.normal(size=(asked, 24)).astype(np.float32)
     for hits, (order, scores) in zip(index.search(queries, 9), naive(stored_rows(index), queries, 9), strict=True):
         assert hits.numbers.tolist() == order
         np.testing.assert_allclose(hits.scores, scores, rtol=0, atol=1e-14)
