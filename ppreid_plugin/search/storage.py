@@ -195,8 +195,8 @@ def bytes_a_row(storage: RowStorage) -> int:
 def float_products(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return the float32 products of queries (q, d) with rows (m, d): (q, m).
 
-    Few queries read rows faster than BLAS arranges them: one is as fast as memory (BLAS takes 2.3 times as long), and up
-    to 8 are taken as the narrow side of the product.
+    For few queries BLAS is slower than memory: one is multiplied row by row (BLAS takes 2.3 times as long), up to 8 are
+    the narrow side of the product.
     """
     if len(queries) == 1:
         return torch.from_numpy(np.einsum("ij,j->i", rows.numpy(), queries[0].numpy())[None])
