@@ -194,6 +194,7 @@ def _truth(part: Part, names: list[str], rows: list[Unit]) -> bytes:
     content = {
         "privacy": "clean: links released rows to people; keep it apart from the release",
         "reservation": part.reservation,
+        "ledger_head": part.mac,
         "created": utc_now(),
         "rows": linked,
     }
