@@ -19,8 +19,12 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key, the value, what is allowed and the fix."""
 
 
-def read_config(path: str | Path) -> list[tuple[Path, dict[str, Any]]]:
+def read_config(path: str | Path, *, flag: str = "--config-file") -> list[tuple[Path, dict[str, Any]]]:
     """Return the mappings of a file and its bases with the files they are from, in the order to merge them.
+
+    Args:
+        path: of the file.
+        flag: that named it, in errors.
 
     Raises:
         FileNotFoundError: no such file; for a base, the file that names it is named.
@@ -28,7 +32,7 @@ def read_config(path: str | Path) -> list[tuple[Path, dict[str, Any]]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"--config-file is '{path}', which is no file. Give the path of a YAML file.")
+        raise FileNotFoundError(f"{flag} is '{path}', which is no file. Give the path of a YAML file.")
     return list(_with_bases(path, ()))
 
 

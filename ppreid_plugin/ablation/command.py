@@ -84,7 +84,7 @@ def ablation_command(argv: Sequence[str]) -> dict[str, Any]:
         "seeds": list(plan.seeds),
         "metric": plan.measures.metric,
         "scored_on": plan.measures.scored_on,
-        "chosen_on": "nothing",
+        "chosen_on": "; ".join(runner.chosen_on()),
         **summary,
         "fronts": fronts(summary, plan.measures.metric),
         "records": found,

@@ -32,10 +32,12 @@ class Defense(ABC):
         random: whether every seed of the attacks gets a draw of its own; the figures of retrieval are then means over
             the same draws.
         cosine_only: whether the gallery may be matched by cosine only.
+        attributes: those that it names, which the labels must have.
     """
 
     random: ClassVar[bool] = False
     cosine_only: ClassVar[bool] = False
+    attributes: tuple[str, ...] = ()
 
     def fit(self, train: LeakageSet) -> Self:
         """Learn what is needed from people outside the gallery; return self."""

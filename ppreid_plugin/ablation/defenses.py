@@ -32,7 +32,7 @@ class RandomProjection(RowDefense):
     """
 
     def __init__(self, dims: int = 64, seed: int = 0) -> None:
-        self.dims, self.seed = require_whole("dims", dims), seed
+        self.dims, self.seed = require_whole("dims", dims), require_whole("seed", seed, least=0)
         self._directions: npt.NDArray[np.float64] | None = None
 
     def fit(self, train: LeakageSet) -> Self:
@@ -62,8 +62,8 @@ class Quantize(RowDefense):
 
     def __init__(self, bits: int = 2, tail: float = 0.01) -> None:
         require_whole("bits", bits, most=16, hint="a column")
-        if not 0 <= tail < 0.5:
-            raise ValueError(f"quantize has tail {tail}, must lie in [0, 0.5).")
+        if isinstance(tail, (bool, str)) or not 0 <= tail < 0.5:
+            raise ValueError(f"quantize has tail {tail!r}, must be a number that lies in [0, 0.5).")
         self.bits, self.tail = bits, tail
         self._span: npt.NDArray[np.float64] | None = None
 
@@ -89,14 +89,14 @@ class KeyedPermutation(RowDefense):
     get their own people through the same key lose nothing: its leakage is that of clean features, as the table shows.
 
     Args:
-        key: seed of the permutation.
+        key: seed of the permutation, a whole number >= 0.
 
     Source:
         In the manner of ShuffleBits; here whole columns are permuted.
     """
 
     def __init__(self, key: int = 0) -> None:
-        self.key = key
+        self.key = require_whole("key", key, least=0)
 
     def apply(self, features: Matrix) -> Matrix:
         """Return the columns in the key's order."""
@@ -118,6 +118,7 @@ class LeaceDefense(RowDefense):
 
     def __init__(self, attributes: str = "", image_components: int = 0, head_components: int = 0) -> None:
         self._named = _Named(attributes, image_components, head_components)
+        self.attributes = self._named.attributes
         self._leace = Leace()
 
     def fit(self, train: LeakageSet) -> Self:
@@ -149,6 +150,7 @@ class SuppressorDefense(RowDefense):
         self, attributes: str = "", image_components: int = 0, head_components: int = 0, **settings: Any
     ) -> None:
         self._named = _Named(attributes, image_components, head_components)
+        self.attributes = self._named.attributes
         self._suppressor = Suppressor(**settings)
 
     def fit(self, train: LeakageSet) -> Self:

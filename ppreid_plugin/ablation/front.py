@@ -8,15 +8,6 @@ from typing import Any, NamedTuple
 from ..report.curves import svg
 from ..report.figures import STYLES, pyplot
 
-# columns of `table.columns` in which less is less leakage
-LEAKAGES = (
-    "identification leakage",
-    "attributes, mean leakage",
-    "attributes, max leakage",
-    "reconstruction leakage",
-    "of the reference's",
-    "L_deid of the reference's",
-)
 _TITLES = {"of the reference's": "rank-1 of reconstructions, of the reference's"}
 _COLUMNS = 3  # panels beside each other
 
@@ -44,7 +35,7 @@ def fronts(summary: Mapping[str, Any], metric: str) -> dict[str, list[str]]:
         summary: from `table.summarize`.
         metric: distance of mAP.
     """
-    panels = {column: _points(summary, metric, column) for column in LEAKAGES}
+    panels = {column: _points(summary, metric, column) for column in leakages(summary)}
     return {
         column: [one.row for one in sorted(points, key=lambda one: -one.utility) if one.on_front]
         for column, points in panels.items()
@@ -59,7 +50,7 @@ def front_picture(summary: Mapping[str, Any], metric: str) -> bytes | None:
         summary: from `table.summarize`.
         metric: distance of mAP.
     """
-    panels = {column: _points(summary, metric, column) for column in LEAKAGES}
+    panels = {column: _points(summary, metric, column) for column in leakages(summary)}
     panels = {column: points for column, points in panels.items() if len(points) > 2}
     if not panels:
         return None
@@ -81,6 +72,18 @@ def front_picture(summary: Mapping[str, Any], metric: str) -> bytes | None:
         axis.set_visible(False)
     figure.tight_layout()
     return svg(figure)
+
+
+def leakages(summary: Mapping[str, Any]) -> list[str]:
+    """Return the columns of a table in which less is less leakage.
+
+    L_deid is none of them: where a feature shows less of the image, it shows less of T(x) too.
+
+    Args:
+        summary: from `table.summarize`.
+    """
+    names = [column["name"] for column in summary["columns"]]
+    return [name for name in names if name.endswith(" leakage") or name in _TITLES]
 
 
 class _Point(NamedTuple):

@@ -36,7 +36,7 @@ class KSame(Defense):
     """
 
     def __init__(self, k: int = 5, seed: int = 0) -> None:
-        self.k, self.seed = require_whole("k", k, least=2), seed
+        self.k, self.seed = require_whole("k", k, least=2), require_whole("seed", seed, least=0)
 
     def protect(self, rows: LeakageSet, seed: int) -> LeakageSet:
         """Return every row as its group's mean."""
@@ -47,7 +47,13 @@ class KSame(Defense):
         return query, gallery.with_features(torch.from_numpy(self.averaged(gallery.features.numpy())))
 
     def averaged(self, features: Matrix) -> Matrix:
-        """Return the mean of each row's group, (n, d)."""
+        """Return the mean of each row's group, (n, d).
+
+        Raises:
+            ValueError: fewer than k rows.
+        """
+        if len(features) < self.k:
+            raise ValueError(f"k_same has k {self.k}, must be <= the {len(features)} rows that it averages.")
         units = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-30)
         result = np.empty_like(features)
         grouped = np.zeros(len(features), dtype=bool)

@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 from ..config import get_option
 from ..dp.feature_files import model_fingerprint
 from ..options import OPTIONS
+from ..suppression.adversary_settings import AdversarySpec
 from .plan import Measures
 
 # keys that change nothing of what training makes, but for rounding
@@ -43,6 +44,8 @@ _FEATURES = (
     "market1501.",
     "video.",
 )
+# keys that say which checkpoint is the best one
+_CHOICE = ("test.dist_metric", "test.eval_freq", "test.normalize_feature", "test.rerank", "test.start_eval")
 # measures that came later, and what was measured before: figures from then are found
 _LATER: dict[str, Any] = {"scored_on": "gallery", "learn_from": ("train",)}
 # files whose content counts, not their name
@@ -52,7 +55,8 @@ _FILES = ("model.load_weights", "privacy.adversary.labels", "privacy.erasure.lab
 def training_key(cfg: CfgNode) -> str:
     """Return the name of a training: of all keys but those of evaluation, of disabled privacy parts, and of output.
 
-    Files of weights and labels count by content, the folder of the data by its path.
+    Files of weights and labels count by content, the folder of the data by its path. How the checkpoint is chosen
+    counts where one is: with people held out and evaluations between epochs.
     """
     disabled = [part for part, node in cfg.privacy.items() if not node.get("enabled", True)]
     left_out = [*_NOT_TRAINING, *(f"privacy.{part}." for part in disabled)]
@@ -65,7 +69,13 @@ def training_key(cfg: CfgNode) -> str:
     keys = [key for key in OPTIONS if not key.startswith(tuple(left_out))]
     if erased and not learned:
         keys.append("privacy.adversary.labels")  # whose attributes are erased
-    return digest({"version": __version__, **_values(cfg, keys)})
+    values = {"version": __version__, **_values(cfg, keys)}
+    if cfg.privacy.validation.ids_fraction and cfg.test.eval_freq > 0:
+        values["choice"] = _values(cfg, list(_CHOICE))
+    specs = AdversarySpec.parse_all(cfg.privacy.adversary.names) if cfg.privacy.adversary.enabled else []
+    if own := [_content(str(spec.options["labels"])) for spec in specs if "labels" in spec.options]:
+        values["labels"] = own
+    return digest(values)
 
 
 def features_key(cfg: CfgNode) -> str:
@@ -105,7 +115,15 @@ def _values(cfg: CfgNode, keys: list[str]) -> dict[str, Any]:
     values = {key: get_option(cfg, key) for key in keys}
     for key in _FILES:
         if values.get(key):
-            values[key] = model_fingerprint(str(values[key]))
+            values[key] = _content(str(values[key]))
     if "data.root" in values:
         values["data.root"] = str(Path(values["data.root"]).resolve())
     return values
+
+
+def _content(text: str) -> str:
+    """Return the digest of a file, of ``SOURCE=FILE`` with its source; what names no file stays."""
+    source, separator, file = text.partition("=")
+    if separator and not Path(text).is_file():
+        return f"{source}={model_fingerprint(file)}"
+    return model_fingerprint(text)

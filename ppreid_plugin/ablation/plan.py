@@ -7,7 +7,7 @@ or what becomes of the features (``defense``). docs/ablation.md has the whole fo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,20 @@ from .defense import build_defense
 
 METRICS = ("cosine", "euclidean")
 SCORED_ON = ("gallery", "validation")
+# keys that change nothing here, and what to do instead
+WITHOUT_EFFECT = {
+    "data.save_dir": "the folder is --out",
+    "model.resume": "what was stopped goes on by itself; other weights to start from are model.load_weights",
+    "test.dist_metric": "the metric is measures.metric, or --metric",
+    "test.evaluate": "trained rows are measured again with --no-train",
+    "test.normalize_feature": "measures.metric cosine normalizes; the JSON file has both",
+    "test.ranks": "the JSON file has rank-1 and rank-5",
+    "test.rerank": "an ablation does not re-rank; tools/evaluate_features.py does, from saved features",
+    "test.visrank": "tools/train.py writes ranked pictures",
+    "test.visrank_topk": "tools/train.py writes ranked pictures",
+    "train.seed": "seeds are the plan's, or --seeds",
+    "train.start_epoch": "what was stopped goes on by itself",
+}
 
 
 @dataclass(frozen=True)
@@ -134,6 +148,7 @@ class Plan:
         merge_options(cfg, list(self.last_options))
         if not cfg.privacy.adversary.labels:
             cfg.privacy.adversary.labels = self.measures.labels
+        _check_whole_training(cfg, row)
         cfg.train.seed = seed
         cfg.use_gpu = cfg.use_gpu and torch.cuda.is_available()
         return cfg
@@ -172,7 +187,7 @@ def load_plan(
     """
     path = Path(path)
     loaded: dict[str, Any] = {}
-    for _, mapping in read_config(path):
+    for _, mapping in read_config(path, flag="--plan"):
         loaded |= mapping
     _check_keys(loaded, ("seeds", "options", "measures", "rows"), str(path))
     chosen = tuple(seeds) or tuple(_list(loaded.get("seeds", [1]), "seeds", path))
@@ -184,6 +199,8 @@ def load_plan(
     _check_rows(rows, path)
     measured = {**_mapping(loaded.get("measures"), "measures", path), **(measures or {})}
     common = _mapping(loaded.get("options"), "options", path)
+    _check_options(common, f"{path}, options")
+    _check_options(options[::2], "the command line")
     return Plan(rows, chosen, common, _measures(measured, path), tuple(options))
 
 
@@ -196,6 +213,9 @@ def _row(entry: Any, path: Path) -> Row:
         raise ConfigError(f"{what} must have either config (it is trained) or of (the weights of another row).")
     if entry.get("defense"):
         build_defense(str(entry["defense"]))
+    for key in ("config", "of"):
+        if key in entry and (not isinstance(entry[key], str) or not entry[key]):
+            raise ConfigError(f"{what} has {key} {entry[key]!r}, must be text: a file of a configuration, or a row.")
     config = path.parent / entry["config"] if "config" in entry else None
     if config is not None:
         try:
@@ -203,7 +223,28 @@ def _row(entry: Any, path: Path) -> Row:
         except FileNotFoundError:
             raise FileNotFoundError(f"{what} has config '{entry['config']}', but '{config}' is no file.") from None
     options = _mapping(entry.get("options"), "options", path)
+    _check_options(options, what)
     return Row(entry["name"], config, str(entry.get("of", "")), options, str(entry.get("defense") or ""))
+
+
+def _check_options(options: Iterable[str], what: str) -> None:
+    for key in options:
+        if key in WITHOUT_EFFECT:
+            raise ConfigError(f"{what} has {key}, which changes nothing in an ablation: {WITHOUT_EFFECT[key]}.")
+
+
+def _check_whole_training(cfg: CfgNode, row: Row) -> None:
+    """Refuse trainings that begin in the middle, or do not begin: what is made would stand for whole ones."""
+    if cfg.model.resume or cfg.train.start_epoch:
+        raise ConfigError(
+            f"row '{row.name}' has model.resume {cfg.model.resume!r} and train.start_epoch {cfg.train.start_epoch}; a "
+            "row is trained from the first epoch on, and goes on by itself where it was stopped. Leave both out."
+        )
+    if cfg.train.max_epoch < 1:
+        raise ConfigError(
+            f"row '{row.name}' has train.max_epoch {cfg.train.max_epoch}, must be >= 1. Weights as they are: "
+            "tools/extract_features.py, then tools/measure_leakage.py."
+        )
 
 
 def _check_rows(rows: Sequence[Row], path: Path) -> None:

@@ -6,7 +6,6 @@ Below the output folder: ``training/KEY``, ``features/KEY`` (clean features: the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,8 @@ from .. import build
 from ..config import ConfigError, check_config
 from ..dp.gallery import DPGallery
 from ..leakage import Judge
+from ..leakage.finished import FinishedRuns
+from ..registry import closest
 from ..report.record import environment, write_json
 from .cost import step_cost
 from .defense import Defense, build_defense
@@ -29,7 +30,7 @@ from .keys import features_key, measured_key, training_key
 from .measuring import Sets, deid_figures, leakage_figures, retrieval_figures
 from .plan import Plan, Row
 from .progress import TimeLeft
-from .training import kept_epoch, train, trained_record
+from .training import kept_epoch, read_state, train, trained_record
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,13 @@ class Runner:
                     f"measures.scored_on is validation, but privacy.validation.ids_fraction of row '{one.row.name}' is "
                     "0: nobody is held out. Append such as: privacy.validation.ids_fraction 0.4"
                 )
+            if plan.measures.scored_on == "validation" and one.cfg.test.eval_freq > 0:
+                raise ConfigError(
+                    f"measures.scored_on is validation, and test.eval_freq of row '{one.row.name}' is "
+                    f"{one.cfg.test.eval_freq}: checkpoints would be chosen on the people who are scored. Append: "
+                    "test.eval_freq -1"
+                )
+        self._again = False
         self._judge: Judge | None = None
         self._sets: tuple[Path, Sets] | None = None  # of the reference that was read last
 
@@ -98,14 +106,23 @@ class Runner:
                 )
         if measures.judge:
             self._judge = Judge(measures.judge, measures.judge_weights)
-        _ = self._people
+        known = sorted({name for one in (self._people or {}).values() for name in one})
+        for one in self.work:
+            defense = self._defense(one)
+            for name in defense.attributes if defense is not None else ():
+                if name not in known:
+                    raise ConfigError(
+                        f"row '{one.row.name}' takes out the attribute '{name}'; probed are: "
+                        f"{', '.join(known) or 'none'}.{closest(name, known)}"
+                    )
 
     def run(self, *, may_train: bool = True, again: bool = False) -> dict[str, list[dict[str, Any]]]:
         """Do what is not finished; return the figures by row, one record a seed, in the plan's order.
 
         Args:
             may_train: False refuses rows that are not trained.
-            again: measure what is measured already, too, attacks included.
+            again: measure what is measured already, too, attacks included. Former figures stay until there are new
+                ones; stopped, the next such run goes on.
 
         Raises:
             ConfigError: a row is not trained and may not be.
@@ -116,9 +133,7 @@ class Runner:
                 f"row '{missing[0].row.name}', seed {missing[0].seed}, is not trained "
                 f"({len(missing)} such). Run without --no-train, or name finished rows: --rows"
             )
-        if again:
-            for path in [*(one.measured for one in self.work), *map(self._finished, self.plan.seeds)]:
-                path.unlink(missing_ok=True)
+        self._again = again
         left = TimeLeft()
         for one in self.work:
             for step, done in self._steps(one).items():
@@ -126,11 +141,19 @@ class Runner:
                     left.expect(step, one.training if step == "training" else one.measured)
         found: dict[str, list[dict[str, Any]]] = {}
         for number, one in enumerate(self.work, 1):
-            if not one.measured.is_file():
+            if again or not one.measured.is_file():
                 print(f"[{number}/{len(self.work)}] {one.row.name}, seed {one.seed}{left}", flush=True)
                 self._finish(one, left)
-            found.setdefault(one.row.name, []).append(json.loads(one.measured.read_text(encoding="utf-8")))
+            record = read_state(one.measured, needs=("row", "seed"), remedy="Delete it to measure the row again.")
+            found.setdefault(one.row.name, []).append(record)
+        if again:
+            self._take_over_attacks()
         return found
+
+    def chosen_on(self) -> list[str]:
+        """Return on what the checkpoints of the rows were chosen, each once; after :meth:`run`."""
+        records = [trained_record(one.training) for one in self.work]
+        return sorted({record["chosen_on"] for record in records if record is not None})
 
     def states(self) -> list[list[str]]:
         """Return name, kind and state by seed of every row."""
@@ -166,7 +189,7 @@ class Runner:
     def _steps(self, one: Work) -> dict[str, bool]:
         """Return the steps of one row and whether each is finished."""
         trained = trained_record(one.training) is not None
-        return {"training": trained, "measuring": one.measured.is_file()}
+        return {"training": trained, "measuring": one.measured.is_file() and not self._again}
 
     def _finish(self, one: Work, left: TimeLeft) -> None:
         with left.step("training", one.training, count=trained_record(one.training) is None):
@@ -230,7 +253,14 @@ class Runner:
         return self._sets[1]
 
     def _finished(self, seed: int) -> Path:
-        return self.out / f"attacks-{seed}.json"
+        return self.out / f"attacks-{seed}{'.again' if self._again else ''}.json"
+
+    def _take_over_attacks(self) -> None:
+        """Put attacks that were run again in the place of the former ones."""
+        for seed in self.plan.seeds:
+            if (made := self._finished(seed)).is_file():
+                FinishedRuns(self.out / f"attacks-{seed}.json").put_all(FinishedRuns(made))
+                made.unlink()
 
     @cached_property
     def _people(self) -> Any:

@@ -15,6 +15,9 @@ from ..leakage.scores import CONFIDENCE
 
 Record = Mapping[str, Any]
 
+# what the score of a channel's named figures is called
+_SCORES = {"patches": "recovered", "membership": "AUC"}
+
 
 @dataclass(frozen=True)
 class Column:
@@ -56,9 +59,9 @@ def columns(records: Sequence[Record], metric: str) -> list[Column]:
         if channel == "reconstruction":
             made.append(Column("reconstruction SSIM", _reader("leakage", "channels", channel, "score"), percent=False))
         path = ("leakage", "channels", channel)
-        if channel == "patches":
-            for figure in _named(records, channel):
-                made.append(Column(f"{figure} recovered", _reader(*path, figure, "score")))
+        if named := _named(records, channel):
+            for figure in named:
+                made.append(Column(f"{figure} {_SCORES.get(channel, 'score')}", _reader(*path, figure, "score")))
                 made.append(Column(f"{figure} leakage", _reader(*path, figure, "leakage")))
             continue
         made.append(Column(f"{channel} leakage", _reader(*path, "leakage")))
@@ -151,9 +154,10 @@ def _reader(*path: str) -> Callable[[Record], float | None]:
 
 
 def _named(records: Sequence[Record], channel: str) -> list[str]:
-    """Return the names of a channel's figures in all records."""
-    channels = [record.get("leakage", {}).get("channels", {}) for record in records]
-    return list(dict.fromkeys(name for one in channels for name in one.get(channel, {})))
+    """Return the names of a channel's figures in all records; none, where it has one figure without a name."""
+    channels = [record.get("leakage", {}).get("channels", {}).get(channel, {}) for record in records]
+    figures = {name: figure for one in channels for name, figure in one.items()}
+    return [name for name, figure in figures.items() if isinstance(figure, Mapping) and "score" in figure]
 
 
 def _attribute_leakages(record: Record) -> list[float]:

@@ -7,9 +7,11 @@ A training that was stopped and continued is the one that was not: the states of
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +26,55 @@ from ..cli import tee
 from ..data.validation import VALIDATION
 from ..dp.feature_files import model_fingerprint
 from ..report.record import environment, result_to_dict, write_json
+from ..report.training_curves import write_training_curves
 
 TRAINED = "trained.json"  # there once a training is finished
 _KEPT = "kept"  # folder of the checkpoints to continue from
 _EPOCH = "epoch.json"  # the last epoch that is kept whole
 _RANDOM = "random.pt"
+_ANEW = f"Delete the folder '{_KEPT}' to train from the first epoch on."
 
 
 def trained_record(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a finished training in ``folder``; None: there is none."""
-    path = folder / TRAINED
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    """Return the record of a finished training in ``folder``; None: there is none, or its weights are gone.
+
+    Raises:
+        ValueError: a record that cannot be read.
+    """
+    if not (path := folder / TRAINED).is_file():
+        return None
+    record = read_state(path, needs=("weights", "fingerprint", "chosen_on"), remedy="Delete its folder to train again.")
+    return record if (folder / record["weights"]).is_file() else None
 
 
 def kept_epoch(folder: Path) -> int:
-    """Return how many epochs of an unfinished training are kept."""
+    """Return how many epochs of an unfinished training are kept.
+
+    Raises:
+        ValueError: a record that cannot be read.
+    """
     path = folder / _KEPT / _EPOCH
-    return int(json.loads(path.read_text(encoding="utf-8"))["epoch"]) if path.is_file() else 0
+    return int(read_state(path, needs=("epoch",), remedy=_ANEW)["epoch"]) if path.is_file() else 0
+
+
+def read_state(path: Path, *, needs: Sequence[str], remedy: str) -> dict[str, Any]:
+    """Return the record in a file of this package's own.
+
+    Args:
+        path: JSON file.
+        needs: keys that it must have.
+        remedy: what to do with one that cannot be used, in the error.
+
+    Raises:
+        ValueError: it is damaged; it is named.
+    """
+    try:
+        record = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"'{path}' cannot be read ({error}). {remedy}") from None
+    if missing := [key for key in needs if key not in record]:
+        raise ValueError(f"'{path}' has no {', '.join(missing)}. {remedy}")
+    return record
 
 
 def train(cfg: CfgNode, folder: Path) -> dict[str, Any]:
@@ -63,15 +97,14 @@ def train(cfg: CfgNode, folder: Path) -> dict[str, Any]:
         print(f"Configuration\n{cfg}\n")
         engine = build.build_engine(cfg)
         if epoch:
-            kept = folder / _KEPT
-            cfg.train.start_epoch = resume(engine, kept / "model" / f"model.pth.tar-{epoch}")
+            cfg.train.start_epoch = _continue(engine, folder / _KEPT, epoch)
             engine.epoch = cfg.train.start_epoch - 1  # where nothing is left to train, torchreid saves under this one
-            _set_random_state(torch.load(kept / f"{epoch}-{_RANDOM}", weights_only=True))
             print(f"Continuing after epoch {epoch} of {cfg.train.max_epoch}")
         _keep_every_epoch(engine, folder / _KEPT)
         if cfg.test.eval_freq < 0:
             _evaluate_held_out_people_alone(engine)
         engine.run(**engine_run_arguments(cfg))
+    write_training_curves(folder)
     best = folder / "model" / "model-best.pth.tar"
     weights = best if engine.best and best.is_file() else folder / "model" / "model-last.pth.tar"
     record = {
@@ -93,6 +126,16 @@ def _evaluate_held_out_people_alone(engine: Any) -> None:
     engine.test_loader = {name: loaders for name, loaders in engine.test_loader.items() if name == VALIDATION}
     if not engine.test_loader:
         engine.test = lambda *args, **kwargs: 0.0
+
+
+def _continue(engine: Any, kept: Path, epoch: int) -> int:
+    """Put engine and random generators where they were after an epoch; return the next one's number."""
+    try:
+        start = resume(engine, kept / "model" / f"model.pth.tar-{epoch}")
+        _set_random_state(torch.load(kept / f"{epoch}-{_RANDOM}", weights_only=True))
+    except (ValueError, OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"'{kept}' holds an epoch that cannot be continued from ({error}). {_ANEW}") from error
+    return start
 
 
 def _keep_every_epoch(engine: Any, folder: Path) -> None:

@@ -29,7 +29,14 @@ class FinishedRuns:
 
     def put(self, key: str, run: dict[str, Any]) -> None:
         """Keep a run."""
-        self._runs[key] = run
+        self._keep({key: run})
+
+    def put_all(self, others: FinishedRuns) -> None:
+        """Keep all runs of another file, in the place of those of the same name."""
+        self._keep(others._runs)
+
+    def _keep(self, runs: dict[str, Any]) -> None:
+        self._runs |= runs
         if self._path is not None:
             with FileLock(f"{self._path}.lock"):
                 self._runs = {**self._stored(), **self._runs}  # another process may have put its own

@@ -1,12 +1,16 @@
 """Plans: what is wrong is named before anything runs; keys change with what they stand for and with nothing else."""
 
 import pytest
+import yaml
+from ablation_cases import OPTIONS as OPTIONS_OF_ALL
 from ablation_cases import ROWS, preset
 
-from ppreid_plugin.ablation import Row, load_plan
+from ppreid_plugin.ablation import Measures, Row, load_plan
 from ppreid_plugin.ablation.keys import features_key, measured_key, training_key
+from ppreid_plugin.ablation.plan import WITHOUT_EFFECT
 from ppreid_plugin.ablation.runner import Runner
-from ppreid_plugin.config import ConfigError
+from ppreid_plugin.config import ConfigError, get_default_config, get_option
+from ppreid_plugin.options import OPTIONS
 
 
 def derived(**entry):
@@ -109,10 +113,9 @@ def test_keys_change_with_what_determines_the_work_and_with_nothing_else(write_p
 
     base = keys()
     for same in (
-        ("data.save_dir", "x"),
         ("train.print_freq", 3),
         ("train.channels_last", True),
-        ("test.ranks", "[1]"),
+        ("test.eval_freq", 1),  # nobody is held out: it chooses nothing
         ("privacy.aware.weight", 3),
     ):
         assert keys(*same) == base
@@ -140,6 +143,94 @@ def test_keys_change_with_what_determines_the_work_and_with_nothing_else(write_p
     assert gallery[:2] == base[:2]
     assert gallery[2] != base[2] != keys("test.exclude_same_camera", False)[2]
     assert keys("privacy.deid.weight", 3, row=0) == keys(row=0)  # a part that is not enabled
+
+
+def test_every_option_changes_the_work_or_is_refused():
+    """So no figure is taken for another's. Those that are left change nothing but speed and rounding."""
+    harmless = {
+        "data.download", "test.batch_size", "test.fast_extraction", "test.feature_cache", "train.channels_last",
+        "train.print_freq", "train.rank_timeout_s", "use_gpu",
+    }  # fmt: skip
+
+    def all_on():
+        cfg = get_default_config()
+        for node in cfg.privacy.values():
+            if "enabled" in node:
+                node.enabled = True
+        cfg.privacy.validation.ids_fraction, cfg.test.eval_freq = 0.1, 1
+        return cfg
+
+    same = set()
+    for key in OPTIONS:
+        cfg = all_on()
+        value = get_option(cfg, key)
+        other = (
+            not value if isinstance(value, bool)
+            else value + 1 if isinstance(value, (int, float))
+            else value + "x" if isinstance(value, str)
+            else ["camera"]
+        )  # fmt: skip
+        *path, leaf = key.split(".")
+        node = cfg
+        for name in path:
+            node = node[name]
+        node[leaf] = other
+        if measured_key(cfg, all_on(), "", Measures()) == measured_key(all_on(), all_on(), "", Measures()):
+            same.add(key)
+    assert same - set(WITHOUT_EFFECT) == harmless
+
+
+def test_label_files_count_by_content_however_they_are_named(tmp_path):
+    labels = tmp_path / "l.csv"
+    for written in (
+        {"labels": str(labels)},
+        {"labels": f"market1501={labels}"},
+        {"labels": "other.csv", "names": [f"attributes:labels={labels}"]},
+    ):
+        cfg = get_default_config()
+        cfg.privacy.adversary.enabled, cfg.privacy.adversary.names = True, ["attributes"]
+        for name, value in written.items():
+            cfg.privacy.adversary[name] = value
+        keys = []
+        for text in ("pid,gender\n1,a\n", "pid,gender\n1,b\n"):
+            labels.write_text(text)
+            keys.append(training_key(cfg))
+        assert keys[0] != keys[1], written
+
+
+@pytest.mark.parametrize("key", ["train.seed", "test.rerank", "model.resume", "data.save_dir"])
+def test_options_that_would_change_nothing_are_refused_wherever_they_stand(write_plan, key):
+    with pytest.raises(ConfigError, match=f"plan.yaml, options has {key}, which changes nothing in an ablation: "):
+        load_plan(write_plan(options={key: 1}))
+    with pytest.raises(ConfigError, match=f"row 'other' has {key}, which changes nothing"):
+        load_plan(write_plan(derived(of="baseline", options={key: 1})))
+    with pytest.raises(ConfigError, match=f"the command line has {key}, which changes nothing"):
+        load_plan(write_plan(), options=["train.lr", "0.1", key, "1"])
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"max_epoch": 0}, "row 'part' has train.max_epoch 0, must be >= 1"),
+        ({"start_epoch": 2}, "row 'part' has model.resume '' and train.start_epoch 2; a row is trained from the first"),
+    ],
+)
+def test_rows_are_whole_trainings(write_plan, tmp_path, train, message):
+    file = tmp_path / "part.yaml"
+    file.write_text(yaml.safe_dump({"_base_": preset("baseline"), "train": train}))
+    options = {key: value for key, value in OPTIONS_OF_ALL.items() if key != "train.max_epoch"}
+    path = write_plan([{"name": "part", "config": str(file)}])
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "options": options}))
+    plan = load_plan(path)
+    with pytest.raises(ConfigError, match=message):
+        Runner(plan, tmp_path / "out", plan.rows)
+
+
+def test_checkpoints_are_not_chosen_on_those_who_are_scored(write_plan, tmp_path):
+    options = {"privacy.validation.ids_fraction": 0.4, "test.eval_freq": 1}
+    plan = load_plan(write_plan(options=options, measures={"scored_on": "validation"}))
+    with pytest.raises(ConfigError, match="test.eval_freq of row 'baseline' is 1: checkpoints would be chosen on the"):
+        Runner(plan, tmp_path / "out", plan.rows)
 
 
 def test_rows_of_another_row_may_not_change_training_nor_have_two_defenses(write_plan, tmp_path):
@@ -174,7 +265,7 @@ def test_the_shipped_plan_is_one(tmp_path):
     assert len({one.measured for one in work}) == len(plan.rows) * len(plan.seeds)
     by_name = {one.row.name: one for one in work if one.seed == 1}
     assert by_name["two_stage"].training == by_name["one_stage"].training
-    assert len({one.training for one in work}) == 16 * len(plan.seeds)
+    assert len({one.training for one in work}) == 21 * len(plan.seeds)
     assert plan.config(by_name["erasure"].row, 1).privacy.erasure.attributes[0] == "gender"
 
 

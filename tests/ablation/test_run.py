@@ -276,6 +276,110 @@ def test_no_train_measures_again_and_refuses_what_is_not_trained(write_plan, fla
     assert again["rows"] == first["rows"]
 
 
+def test_measuring_again_keeps_the_former_figures_until_it_ends_and_goes_on_where_it_was_stopped(
+    write_plan, flags, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    rows = [
+        ROWS[0],
+        *({"name": f"bits {bits}", "of": "baseline", "defense": f"quantize:bits={bits}"} for bits in (1, 2)),
+    ]
+    plan = write_plan(rows, measures={"deid_target": "", "step_pairs": 0})
+    ablation_command(flags(plan))
+    runs = json.loads((out / "attacks-1.json").read_text())["runs"]
+    before = {path: path.read_bytes() for path in [*out.glob("measured/*"), out / "attacks-1.json"]}
+    attacked = []
+    original = runner.leakage_figures
+
+    def stopped(*args, **kwargs):
+        attacked.append(kwargs["finished"])
+        if len(attacked) == 2:
+            raise Stop
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "leakage_figures", stopped)
+        with pytest.raises(Stop):
+            ablation_command(flags(plan, "--no-train", "--rows", "bits 1"))
+    assert set(attacked) == {out / "attacks-1.again.json"}
+    assert all(path.is_file() for path in before)
+    assert (out / "attacks-1.json").read_bytes() == before[out / "attacks-1.json"]
+    half = json.loads((out / "attacks-1.again.json").read_text())["runs"]
+    assert 0 < len(half) < len(runs)
+    ablation_command(flags(plan, "--no-train", "--rows", "bits 1"))
+    assert not (out / "attacks-1.again.json").exists()
+    after = json.loads((out / "attacks-1.json").read_text())["runs"]
+    assert after.keys() == runs.keys()  # those of the row that was not asked for are there still
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("measured/*.json", "{", r"measured/.*\.json' cannot be read .*Delete it to measure the row again"),
+        ("measured/*.json", "{}", "has no row, seed. Delete it to measure the row again"),
+        ("training/*/trained.json", "", "trained.json' cannot be read .*Delete its folder to train again"),
+    ],
+)
+def test_a_damaged_file_is_named_and_what_to_do(write_plan, flags, tmp_path, name, content, message):
+    plan = write_plan(ROWS[:1], measures=QUICK)
+    ablation_command(flags(plan))
+    (path,) = (tmp_path / "out").glob(name)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        ablation_command(flags(plan))
+
+
+def test_a_training_whose_weights_are_gone_is_none(write_plan, flags, work_of, tmp_path):
+    plan = write_plan(ROWS[:1], measures=QUICK)
+    ablation_command(flags(plan))
+    work = work_of(plan)["baseline"]
+    record = training.trained_record(work.training)
+    (work.training / record["weights"]).unlink()
+    assert training.trained_record(work.training) is None
+
+
+@pytest.mark.parametrize("name", ["model/model.pth.tar-1", "1-random.pt", "epoch.json"])
+def test_a_damaged_kept_epoch_is_named_and_what_to_do(write_plan, flags, work_of, tmp_path, monkeypatch, name):
+    plan = write_plan(ROWS[:1], options={"train.max_epoch": 2}, measures=QUICK)
+    engine = engines.ImageSoftmaxEngine
+    steps, original = [], engine.forward_backward
+
+    def stopped(self, data):
+        steps.append(1)
+        if len(steps) > PER_EPOCH:
+            raise Stop
+        return original(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "forward_backward", stopped)
+        with pytest.raises(Stop):
+            ablation_command(flags(plan))
+    kept = work_of(plan)["baseline"].training / "kept"
+    (kept / name).write_bytes((kept / name).read_bytes()[:-5] if name != "epoch.json" else b"{")
+    with pytest.raises(ValueError, match=r"kept.*Delete the folder 'kept' to train from the first epoch on"):
+        ablation_command(flags(plan))
+
+
+def test_training_curves_are_drawn_and_the_choice_is_told(write_plan, flags, work_of, tmp_path):
+    options = {"privacy.validation.ids_fraction": 0.4, "test.eval_freq": 1}
+    plan = write_plan(ROWS[1:], options=options, measures=QUICK)
+    assert ablation_command(flags(plan))["chosen_on"] == "validation people"
+    assert (work_of(plan)["one_stage"].training / "training.png").is_file()
+    last = write_plan(ROWS[1:], measures=QUICK)
+    assert ablation_command(flags(last))["chosen_on"] == "nothing: the last epoch"
+
+
+def test_attributes_that_a_defense_names_are_looked_up_before_anything_is_trained(
+    write_plan, flags, pedestrians, tmp_path
+):
+    rows = [ROWS[0], {"name": "erased", "of": "baseline", "defense": "leace:attributes=slevee"}]
+    labels = pedestrians / "synthetic_pedestrians/attributes.csv"
+    plan = write_plan(rows, measures={**QUICK, "labels": str(labels)})
+    with pytest.raises(ConfigError, match="row 'erased' takes out the attribute 'slevee'; probed are: .*Did you mean"):
+        ablation_command(flags(plan))
+    assert not list(tmp_path.glob("out/training/*"))
+
+
 def test_list_and_dry_run_write_nothing_and_say_how_far_rows_are(write_plan, flags, tmp_path, capsys):
     plan = write_plan(MORE, measures=QUICK)
     assert ablation_command(flags(plan, "--list", "--seeds", 4, 5)) == {}
