@@ -5,6 +5,7 @@ The only module that reads configuration keys; everything it builds takes explic
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import tempfile
@@ -183,6 +184,8 @@ def build_components(cfg: CfgNode) -> list[Component]:
     if privacy.deid.enabled:
         targets = [DEID_TARGETS.get(name) for name in parse_deid_targets(privacy.deid.target)]
         check_arguments(privacy.deid.kwargs, targets, key="privacy.deid.kwargs")
+        takes = {name for target in targets for name in inspect.signature(target).parameters}
+        own: dict[str, Any] = {key: privacy.deid[key] for key in ("blocks", "sigma") if key in takes}
         components.append(
             DeIDDecoder(
                 privacy.deid.target,
@@ -194,7 +197,7 @@ def build_components(cfg: CfgNode) -> list[Component]:
                 height=privacy.deid.height,
                 width=privacy.deid.width,
                 lr=privacy.deid.lr,
-                options={"blocks": privacy.deid.blocks, "sigma": privacy.deid.sigma, **privacy.deid.kwargs},
+                options={**own, **privacy.deid.kwargs},
                 make_scheduler=_scheduler_maker(cfg),
                 seed=cfg.train.seed,
             )

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..components import Batch, Component, Context, Trainable, frozen, isolated_rng
-from ..number_checks import require_not_negative, require_whole
+from ..number_checks import require_not_negative, require_positive, require_whole
+from ..registry import check_arguments
 from .decoder import DECODERS, Decoder
-from .deid import build_deid_target, parse_deid_targets
+from .deid import DEID_TARGETS, build_deid_target, parse_deid_targets
 from .deid_loss import DeIDLoss
 
 _INPUTS = ("feature", "feature_map")
@@ -34,12 +35,13 @@ class DeIDDecoder(Component):
         height, width: size of the decoded image in pixels (0: the input's); targets are made at the input's size and
             averaged down to it.
         lr: learning rate of the decoder (Adam).
-        options: arguments of targets and decoder network (``blocks``, ``sigma``, ...).
+        options: arguments of the targets (``blocks``, ``sigma``, ...); each target takes those that it has.
         make_scheduler: makes a learning rate scheduler from the optimizer, stepped once an epoch.
         seed: seed of the decoder's initial weights, and of targets with noise.
 
     Raises:
-        ValueError: an unknown name, a negative weight or size, a loss that does not fit the image.
+        ValueError: an unknown name or option, no target, a weight, rate or size out of range, a loss that does not fit
+            the image.
     """
 
     name = "deid_decoder"
@@ -48,7 +50,7 @@ class DeIDDecoder(Component):
         self,
         targets: str | Mapping[str, float] = "pixelate",
         *,
-        weight: float = 1.0,
+        weight: float = 10.0,
         loss: str = "mse",
         scales: int = 1,
         decoder: str = "light",
@@ -65,7 +67,9 @@ class DeIDDecoder(Component):
         require_not_negative("De-ID weight", weight)
         for side, pixels in (("height", height), ("width", width)):
             require_whole(f"De-ID decoder {side}", pixels, least=0, hint="pixels; 0: the input's")
-        self.target_weights = parse_deid_targets(targets) if isinstance(targets, str) else dict(targets)
+        self.target_weights = parse_deid_targets(targets) if isinstance(targets, str) else _checked(targets)
+        kinds = [DEID_TARGETS.get(name) for name in self.target_weights]
+        check_arguments(options or {}, kinds, key="De-ID decoder options")
         self.targets = {
             name: build_deid_target(name, **{"seed": seed, **dict(options or {})}) for name in self.target_weights
         }
@@ -76,7 +80,7 @@ class DeIDDecoder(Component):
         self.decoder_name = decoder
         self.input = input
         self.height, self.width = height, width
-        self.lr = lr
+        self.lr = require_positive("De-ID decoder lr", lr, hint="such as 0.001")
         self.make_scheduler = make_scheduler
         self.seed = seed
         DECODERS.get(decoder, key="privacy.deid.decoder")
@@ -169,3 +173,10 @@ class DeIDDecoder(Component):
         if batch.feature_map is None:
             raise RuntimeError("the engine passed no feature map.")
         return batch.feature_map
+
+
+def _checked(weights: Mapping[str, float]) -> dict[str, float]:
+    """Return weights by target, as `parse_deid_targets` would."""
+    if not weights:
+        raise ValueError("De-ID decoder has no targets. Name one or more, such as {'pixelate': 1.0}.")
+    return {name: require_positive(f"De-ID weight of {name!r}", weight) for name, weight in weights.items()}

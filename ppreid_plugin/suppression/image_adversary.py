@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..components import Batch, Context
+from ..number_checks import require_whole
 from .adversary import Adversary, register_adversary
 from .decoder import LightDecoder
+
+_SIZES = "multiples of 8 from 16 on, such as image:height=64+width=32"
 
 
 class Inverter(nn.Module):
@@ -66,6 +69,9 @@ class ImageAdversary(Adversary):
 
     def __init__(self, *, height: int = 64, width: int = 32, **settings: Any) -> None:
         super().__init__(**settings)
+        for side, pixels in (("height", height), ("width", width)):
+            if require_whole(f"image adversary {side}", pixels, least=16, hint=_SIZES) % 8:
+                raise ValueError(f"image adversary {side} is {pixels}, must be a multiple of 8 ({_SIZES}).")
         self.height, self.width = height, width
 
     def make_module(self, input_shape: tuple[int, ...], context: Context) -> nn.Module:

@@ -140,7 +140,7 @@ def test_the_light_decoder_costs_at_most_ten_million_multiply_adds():
 def test_several_targets_have_channels_of_their_own_and_weighted_losses():
     from ppreid_plugin.components import Batch, Context
 
-    decoder = DeIDDecoder("pixelate:1.0,blur:0.5", height=16, width=16, options={"blocks": 4, "sigma": 0.1})
+    decoder = DeIDDecoder("pixelate:1.0,blur:0.5", weight=1.0, height=16, width=16, options={"blocks": 4, "sigma": 0.1})
     decoder.build(Context(8, None, 3, 32, 16, (0,) * 3, (1,) * 3, torch.device("cpu"), (decoder,)))
     images, features = torch.rand(4, 3, 32, 16), torch.randn(4, 8, requires_grad=True)
     (loss,) = decoder.loss_terms(Batch(images, torch.zeros(4), features, None, 0.0)).values()
@@ -153,7 +153,7 @@ def test_several_targets_have_channels_of_their_own_and_weighted_losses():
 
 
 def test_targets_are_made_at_full_size_and_averaged_down():
-    decoder = DeIDDecoder("pixelate", height=16, width=16, options={"blocks": 4})
+    decoder = DeIDDecoder("pixelate", weight=1.0, height=16, width=16, options={"blocks": 4})
     images = torch.rand(2, 3, 64, 32)
     got = decoder.deidentify(images)
     wanted = torch.nn.functional.interpolate(Pixelate(4)(images), size=(16, 16), mode="area")
@@ -166,7 +166,7 @@ def test_the_decoder_learns_the_target_when_the_feature_holds_it():
     from ppreid_plugin.components import Batch, Context
 
     torch.manual_seed(0)
-    decoder = DeIDDecoder("pixelate", height=16, width=16, lr=3e-3, options={"blocks": 2})
+    decoder = DeIDDecoder("pixelate", weight=1.0, height=16, width=16, lr=3e-3, options={"blocks": 2})
     decoder.build(Context(24, None, 3, 32, 16, (0,) * 3, (1,) * 3, torch.device("cpu"), (decoder,)))
     images = torch.nn.functional.interpolate(torch.rand(64, 3, 4, 2), size=(32, 16), mode="nearest")
     features = (torch.nn.functional.adaptive_avg_pool2d(images, (4, 2)).flatten(1) - 0.5) * 3
@@ -177,3 +177,19 @@ def test_the_decoder_learns_the_target_when_the_feature_holds_it():
         loss.backward()
         decoder.finish_step(None)
     assert loss.item() < 0.25 * floor
+
+
+@pytest.mark.parametrize(
+    ("targets", "options", "message"),
+    [
+        ({}, {}, "has no targets. Name one or more"),
+        ({"pixelate": -1.0}, {}, "De-ID weight of 'pixelate' is -1.0, must be"),
+        ({"pixelat": 1.0}, {}, "Did you mean 'pixelate'"),
+        ("pixelate", {"options": {"bloks": 4}}, "De-ID decoder options has 'bloks'; allowed: blocks.*Did you mean"),
+        ("pixelate", {"options": {"sigma": 0.1}}, "De-ID decoder options has 'sigma'; allowed: blocks"),
+        ("pixelate", {"lr": -1}, "De-ID decoder lr is -1, must be"),
+    ],
+)
+def test_a_decoder_refuses_what_no_target_takes(targets, options, message):
+    with pytest.raises(ValueError, match=message):
+        DeIDDecoder(targets, **options)

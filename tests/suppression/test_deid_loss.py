@@ -62,6 +62,7 @@ def test_the_decoder_component_uses_loss_and_scales_for_every_target():
     specs = {"pixelate": 1.0, "noise": 0.5, "color_quantize": 0.25, "dp_pixelate": 2.0}
     decoder = DeIDDecoder(
         ",".join(f"{name}:{weight}" for name, weight in specs.items()),
+        weight=1.0,
         loss="mse:1.0,ssim:0.2",
         scales=2,
         height=32,

@@ -114,7 +114,7 @@ def test_images_of_other_data_sets_have_blocks_only(tmp_path):
 
 
 def test_the_decoder_component_passes_the_batchs_files_to_its_targets(paths):
-    decoder = DeIDDecoder("mask:1.0,pixelate:0.5", height=32, width=16)
+    decoder = DeIDDecoder("mask:1.0,pixelate:0.5", weight=1.0, height=32, width=16)
     context = Context(8, None, 3, 256, 128, (0,) * 3, (1,) * 3, torch.device("cpu"), (decoder,))
     decoder.build(context)
     images, features = read(paths), torch.randn(len(paths), 8)

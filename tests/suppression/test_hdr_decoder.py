@@ -35,7 +35,7 @@ def test_the_docstring_states_its_cost():
 
 def test_it_learns_the_target_when_the_feature_holds_it():
     torch.manual_seed(0)
-    decoder = DeIDDecoder("pixelate", decoder="hdr", height=0, width=0, lr=3e-3, options={"blocks": 2})
+    decoder = DeIDDecoder("pixelate", weight=1.0, decoder="hdr", height=0, width=0, lr=3e-3, options={"blocks": 2})
     decoder.build(Context(12, None, 3, 32, 32, (0,) * 3, (1,) * 3, torch.device("cpu"), (decoder,)))
     assert (decoder.height, decoder.width) == (32, 32)  # 0: the input's
     images = torch.nn.functional.interpolate(torch.rand(16, 3, 2, 2), size=(32, 32), mode="nearest")
