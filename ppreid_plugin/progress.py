@@ -99,7 +99,7 @@ class track(Generic[T]):  # noqa: N801  (used like a function, as rich.progress.
                 for done, item in enumerate(self.items, 1):
                     yield item
                     rate = done * self.per_item / max(time.perf_counter() - start, 1e-9)
-                    progress.update(task, advance=1, rate=f"{rate:.0f} {self.unit}/s")
+                    progress.update(task, advance=1, rate=_speed(rate, self.unit))
             finally:
                 if tee:
                     tee.console = terminal
@@ -113,5 +113,10 @@ class track(Generic[T]):  # noqa: N801  (used like a function, as rich.progress.
                 last = now
                 rate = done / (now - start)
                 left = (len(self) - done) / rate
-                speed = f"{rate * self.per_item:.0f} {self.unit}/s"
+                speed = _speed(rate * self.per_item, self.unit)
                 print(f"{self.description}: {done}/{len(self)}, {speed}, {left:.0f} s left", flush=True)
+
+
+def _speed(rate: float, unit: str) -> str:
+    """Return units a second, or how long slow ones take each."""
+    return f"{rate:.0f} {unit}/s" if rate >= 1 else f"{1 / rate:.0f} s each"

@@ -14,7 +14,10 @@ from test_config import PRESETS, preset_file
 CASES = [
     *(("osnet_x0_25", "softmax", preset) for preset in PRESETS),
     ("osnet_x0_25", "triplet", "one_stage_attr"),
+    ("osnet_x1_0", "softmax", "deid_adv"),
+    ("osnet_x1_0", "triplet", "image_adv"),
     ("resnet50", "softmax", "one_stage"),
+    ("resnet50", "triplet", "two_stage"),
 ]
 
 

@@ -54,3 +54,10 @@ def test_it_stands_for_the_loader_it_wraps():
     wrapped = track(Loader([1, 2]), "x")
     assert len(wrapped) == 2
     assert wrapped.batch_size == 7
+
+
+def test_what_is_slower_than_one_a_second_is_told_in_seconds(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(progress.time, "perf_counter", iter(range(0, 1000, 40)).__next__)
+    assert list(track(range(3), "Attacks", unit="attacks")) == [0, 1, 2]
+    assert "Attacks: 1/3, 40 s each, 80 s left" in capsys.readouterr().out
