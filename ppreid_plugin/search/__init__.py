@@ -1,6 +1,7 @@
 """Search: one interface to exact, in-process and server indexes of protected galleries."""
 
-from ppreid_plugin.search.building import build_index, delete_rows
+from ppreid_plugin.search.building import build_index
+from ppreid_plugin.search.deleting import delete_everywhere, delete_rows
 from ppreid_plugin.search.exact import ExactIndex
 from ppreid_plugin.search.faiss_index import FaissIndex
 from ppreid_plugin.search.hits import Hits, merged
@@ -19,6 +20,7 @@ __all__ = [
     "MilvusIndex",
     "RowStorage",
     "build_index",
+    "delete_everywhere",
     "delete_rows",
     "merged",
     "open_index",

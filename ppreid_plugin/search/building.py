@@ -1,15 +1,16 @@
-"""Building an index from a release, building it again from a later one, and deleting people from it.
+"""Building an index from a release, and building it again from a later one.
 
-All three write a new *generation*, a folder of rows inside the index, batch by batch under a journal; replacing
-``index.json`` puts it in place in one step, and the earlier generation is deleted. A process that is killed leaves the
-earlier index as it was, and the same command goes on where it stopped.
+Both, and deleting people (:mod:`.deleting`), write a new *generation*, a folder of rows inside the index, batch by
+batch under a journal; replacing ``index.json`` puts it in place in one step, and the earlier generation is deleted. A
+process that is killed leaves the earlier index as it was, and the same command goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +24,20 @@ from ppreid_plugin.dp.stored import MANIFEST, Release, load_release
 from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.search.build_journal import BuildJournal
 from ppreid_plugin.search.generations import clean, next_generation, remove_temporary, require_ours, writing
-from ppreid_plugin.search.index import INDEXES, PUBLIC, open_index
-from ppreid_plugin.search.record import IndexRecord, asked_options, carried_metadata, content_of, read_record, sealed
+from ppreid_plugin.search.index import INDEXES, PUBLIC
+from ppreid_plugin.search.opt_outs import OptOuts, known_opt_outs, naming, still_out
+from ppreid_plugin.search.record import (
+    RECORD,
+    DamagedRecordError,
+    IndexRecord,
+    asked_options,
+    carried_metadata,
+    content_of,
+    read_record,
+    sealed,
+)
 from ppreid_plugin.search.source import ReleaseSource, RowSource
-from ppreid_plugin.search.thinning import IndexSource, doomed_rows
+from ppreid_plugin.search.truth import rows_without_pids
 
 BATCH_ROWS = 16_384
 
@@ -41,12 +52,15 @@ def build_index(
     options: Mapping[str, Any] | None = None,
     batch_rows: int = BATCH_ROWS,
     readmit: Collection[int] = (),
+    readmit_rows: bool = False,
+    truth: Sequence[str | Path] = (),
 ) -> IndexRecord:
     """Build the index of a release in ``folder``, or bring the index there up to date with it.
 
     Afterwards the index holds the rows of this release and no others: rows of the same id are replaced, rows that the
     release does not have are gone, budget and ledger are those of this release. People and rows that were deleted from
-    the index (:func:`delete_rows`) stay out. If nothing would change, nothing is done.
+    the index (:func:`.delete_rows`) stay out. If nothing would change, nothing is done. An index that is damaged is
+    built anew.
 
     Args:
         release: folder of a release, or one that was loaded; features that no manifest vouches for are not taken.
@@ -55,10 +69,14 @@ def build_index(
         options: of the backend.
         batch_rows: rows a batch, after each of which a build that was killed can go on.
         readmit: pids that were deleted once and may be indexed again.
+        readmit_rows: whether rows that were deleted by name may be indexed again.
+        truth: maps from the rows of an anonymous release to people, one a part of it; needed where people were deleted
+            by pid.
 
     Raises:
         FileNotFoundError: no release there.
-        ValueError: a release that was changed or cut off, an option that is out of range.
+        ValueError: a release that was changed or cut off, an option that is out of range; people who opted out cannot
+            be told in this release; the list of them is damaged with ``index.json``.
         BlockingIOError: another process is writing to this index.
         ImportError, ConnectionError: the backend's library or server is not there.
     """
@@ -69,9 +87,11 @@ def build_index(
     folder = Path(folder)
     require_ours(folder)
     with writing(folder):
-        current = read_record(folder)
-        out = _opted_out(current, metadata, readmit)
-        source = ReleaseSource(loaded, left_out_pids=out["pids"], left_out_rows=out["rows"])
+        current, damaged = _standing(folder)
+        known = known_opt_outs(folder, current, damaged=damaged)
+        out = still_out(known, loaded, readmit=readmit, readmit_rows=readmit_rows)
+        theirs = rows_without_pids(loaded, out.pids, truth)
+        source = ReleaseSource(loaded, left_out_pids=out.pids, left_out_rows={*out.rows, *theirs})
         if source.left_out:
             _log.warning("%d rows of people who were deleted from this index are left out.", source.left_out)
         record = IndexRecord(
@@ -84,78 +104,25 @@ def build_index(
             id_bytes=source.id_bytes,
             metric=metadata.pop("metric"),
             release=metadata,
-            opted_out=out,
+            opted_out=out.as_json(),
         )
-        if current is not None and content_of(current) == content_of(record):
+        if current is not None and content_of(current) == content_of(record) and _opens(folder, current):
             clean(folder)
+            out.write(folder)
             return current
+        if damaged:
+            clean(folder)  # what it named is not known to be whole
+            (folder / RECORD).unlink()
         public = {name: a for name, a in loaded.arrays.items() if name.startswith(("transform.", "code"))}
         manifest = (loaded.folder / MANIFEST).read_bytes()
-        return _write(folder, current, record, source, public, manifest, batch_rows)
-
-
-def delete_rows(
-    folder: str | Path, *, pids: Collection[int] = (), row_ids: Collection[str] = (), batch_rows: int = BATCH_ROWS
-) -> int:
-    """Delete people or single rows from an index for good; return how many rows that were.
-
-    Their rows, labels and what was derived from them leave the disk, and a later build from any release leaves them
-    out. The release folder still holds them: see docs/search.md.
-
-    Args:
-        folder: of the index.
-        pids: people; of an anonymous release, which carries none, give their ``row_ids``.
-        row_ids: names of rows.
-        batch_rows: as in :func:`build_index`.
-
-    Raises:
-        FileNotFoundError: no index there.
-        ValueError: a person or row that the index does not hold, background, or nothing would be left.
-        BlockingIOError: another process is writing to this index.
-    """
-    folder = Path(folder)
-    if read_record(folder) is None:
-        open_index(folder)  # says what is missing
-    with writing(folder), open_index(folder) as index:
-        current = index.record
-        doomed = doomed_rows(index, pids, row_ids)
-        if not doomed:
-            clean(folder)
-            replace(current, rows=index.count()).write(folder)
-            return 0
-        if len(doomed) == index.count():
-            raise ValueError(
-                f"these are all {len(doomed)} rows of the index. Delete its folder instead, and the release's "
-                "(tools/ledger.py purge)."
-            )
-        out = {
-            "pids": sorted({*current.opted_out["pids"], *(int(pid) for pid in pids)}),
-            "rows": sorted({*current.opted_out["rows"], *row_ids}),
-        }
-        if index.erases_in_place:
-            replace(current, opted_out=out).write(folder)  # first: a deletion that is cut off can be asked for again
-            index.erase(doomed)
-            replace(current, opted_out=out, rows=index.count()).write(folder)
-            return len(doomed)
-        source = IndexSource(index, doomed)
-        record = replace(
-            current,
-            generation=next_generation(current),
-            options=type(index).checked_options(asked_options(current.options), source),
-            rows=source.rows,
-            opted_out=out,
-            files={},
-        )
-        manifest = (index.generation / MANIFEST).read_bytes()
-        _write(folder, current, record, source, index.public, manifest, batch_rows, before_discard=index.close)
-        return len(doomed)
+        return write_generation(folder, current, record, source, public, manifest, batch_rows)
 
 
 def reached(step: str) -> None:
     """Do nothing: tests end the process here."""
 
 
-def _write(
+def write_generation(
     folder: Path,
     current: IndexRecord | None,
     record: IndexRecord,
@@ -165,6 +132,18 @@ def _write(
     batch_rows: int,
     before_discard: Callable[[], None] = lambda: None,
 ) -> IndexRecord:
+    """Write the rows of ``source`` as a new generation and put it in place; return its record.
+
+    Args:
+        folder: of the index, whose lock is held.
+        current: what is in place; None: nothing.
+        record: what is to be, without files.
+        source: its rows.
+        public: arrays of the release's transform and codebook.
+        manifest: the release's, byte for byte.
+        batch_rows: as in :func:`build_index`.
+        before_discard: lets go of the earlier generation, before it is deleted.
+    """
     kind = INDEXES.get(record.backend)
     generation = folder / record.generation
     journal = BuildJournal(generation)
@@ -200,6 +179,9 @@ def _write(
         reached("published")
         record.write(folder)
         reached("replaced")
+    opted_out = record.opted_out
+    named_by = naming(record.release, json.loads(manifest)["parts"])
+    OptOuts(tuple(opted_out["pids"]), tuple(opted_out["rows"]), named_by).write(folder)
     before_discard()
     clean(folder)
     return record
@@ -214,24 +196,23 @@ def _loaded(folder: Path) -> Release:
     return load_release(folder)
 
 
-def _opted_out(
-    current: IndexRecord | None, metadata: Mapping[str, Any], readmit: Collection[int]
-) -> dict[str, list[Any]]:
-    """Return who stays out. Rows of an anonymous release mean others in the next one: their names are numbers."""
-    if current is None:
-        return {"pids": [], "rows": []}
-    pids = [pid for pid in current.opted_out["pids"] if pid not in set(readmit)]
-    rows = list(current.opted_out["rows"])
-    if rows and metadata["protocol"] == "anonymous" and current.release["release"] != metadata["release"]:
-        _log.warning(
-            "%d rows were deleted from the index of release %s; release %s is anonymous and calls its rows otherwise. "
-            "Was it drawn without these people (tools/release_gallery.py --opt-out)?",
-            len(rows),
-            current.release["release"],
-            metadata["release"],
-        )
-        rows = []
-    return {"pids": pids, "rows": rows}
+def _standing(folder: Path) -> tuple[IndexRecord | None, bool]:
+    """Return the record of the index that is there, and whether there is one that cannot be read."""
+    try:
+        return read_record(folder), False
+    except DamagedRecordError as error:
+        _log.warning("%s It is built anew.", error)
+        return None, True
+
+
+def _opens(folder: Path, record: IndexRecord) -> bool:
+    """Return whether the files of an index are whole, as far as opening it tells."""
+    try:
+        INDEXES.get(record.backend)(folder, record).close()
+    except ValueError as error:
+        _log.warning("%s It is built anew.", error)
+        return False
+    return True
 
 
 def _public_metadata(record: IndexRecord) -> dict[str, Any]:

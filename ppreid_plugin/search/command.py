@@ -11,19 +11,19 @@ from typing import Any
 from tabulate import tabulate
 
 from ppreid_plugin.cli import parse_config, train_parser
-from ppreid_plugin.dp.feature_files import load_truth
 from ppreid_plugin.dp.journal import write_file
 from ppreid_plugin.dp.ledger import Ledger
 from ppreid_plugin.dp.recovery import verify_releases
 from ppreid_plugin.registry import closest, parse_options
 from ppreid_plugin.report.record import require_folder
-from ppreid_plugin.search.building import BATCH_ROWS, build_index, delete_rows
+from ppreid_plugin.search.building import BATCH_ROWS, build_index
+from ppreid_plugin.search.deleting import delete_everywhere
 from ppreid_plugin.search.generations import leftovers
 from ppreid_plugin.search.hits import Hits, merged
 from ppreid_plugin.search.index import INDEXES, open_index
 from ppreid_plugin.search.people import FUSIONS, search_people
 from ppreid_plugin.search.queries import Queries, image_queries, load_queries
-from ppreid_plugin.search.record import IndexRecord, check_hashes, read_record, size_of
+from ppreid_plugin.search.record import IndexRecord, read_record, size_of
 
 _USAGE = "serve_index.py build | search | info | delete; each with --help"
 _SHOWN_QUERIES = 20  # in the table; --out holds all
@@ -54,6 +54,14 @@ def build(argv: Sequence[str]) -> IndexRecord:
     add("--backend", default="exact", metavar="NAME[:KEY=VALUE,...]", help=f"one of {', '.join(INDEXES.names())}")
     add("--batch-rows", type=int, default=BATCH_ROWS, help="rows a batch; a build that is stopped goes on after it")
     add("--readmit", type=int, nargs="+", default=[], metavar="PID", help="people deleted once who may come back")
+    add("--readmit-rows", action="store_true", help="rows deleted by name may come back")
+    add(
+        "--truth",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="anonymous, after people were deleted: the release's maps",
+    )
     add("--ledger", default="", help="check first that the release is what this ledger committed")
     add("--scope", default="default", help="scope in the ledger")
     args = parser.parse_args(argv)
@@ -69,6 +77,8 @@ def build(argv: Sequence[str]) -> IndexRecord:
         options=options,
         batch_rows=args.batch_rows,
         readmit=args.readmit,
+        readmit_rows=args.readmit_rows,
+        truth=args.truth,
     )
     print(f"Index in '{args.index}'\n{record_text(Path(args.index), record)}")
     return record
@@ -117,45 +127,43 @@ def info(argv: Sequence[str]) -> IndexRecord:
     """Print budget, mechanism, ledger and sizes of an index."""
     parser = _parser("info", "Print what an index holds, its budget, and what it takes on the disk.")
     parser.add_argument("--index", required=True, help="folder of the index")
-    parser.add_argument("--verify", action="store_true", help="read all files and compare their SHA-256")
+    parser.add_argument("--verify", action="store_true", help="read everything and compare the SHA-256 of files")
     parser.add_argument("--json", action="store_true", help="print index.json")
     args = parser.parse_args(argv)
     folder = Path(args.index)
     with open_index(folder) as index:
         record = index.record
-        if args.verify:
-            check_hashes(folder, record)
+        verified = f"\n{index.verify()}" if args.verify else ""
         if args.json:
             print((folder / "index.json").read_text(encoding="utf-8"), end="")
         else:
-            print(record_text(folder, record) + ("\nall files are as they were built" if args.verify else ""))
+            print(record_text(folder, record) + verified)
     return record
 
 
 def delete(argv: Sequence[str]) -> int:
-    """Delete people or rows from an index."""
-    parser = _parser("delete", "Delete people or rows from an index, for good; later builds leave them out.")
-    parser.add_argument("--index", required=True, help="folder of the index")
+    """Delete people or rows from one index, or from all of several."""
+    parser = _parser("delete", "Delete people or rows from indexes, for good; later builds leave them out.")
+    parser.add_argument(
+        "--index", required=True, nargs="+", help="folder of the index; several: from each that has them"
+    )
     parser.add_argument("--pid", type=int, nargs="+", default=[], help="people")
     parser.add_argument("--row", nargs="+", default=[], help="rows, by their ids")
     parser.add_argument("--truth", nargs="+", default=[], metavar="FILE", help="anonymous: the maps of --truth-out")
     args = parser.parse_args(argv)
-    pids, rows = args.pid, list(args.row)
-    if args.truth:
-        named = load_truth(args.truth)
-        theirs = {pid: [row for row, (of, _) in named.items() if of == pid] for pid in pids}
-        if missing := [pid for pid, found in theirs.items() if not found]:
-            raise ValueError(f"--truth names no row of pid {missing[0]}. Give the map of every append too.")
-        pids, rows = [], [*rows, *(row for found in theirs.values() for row in found)]
-    count = delete_rows(args.index, pids=pids, row_ids=rows)
-    record = read_record(Path(args.index))
-    name = record.release["release"] if record else ""
-    print(
-        f"Deleted {count} rows from '{args.index}'; later builds leave them out.\n"
-        f"The folder of release {name} still holds them. A release is never edited: draw one without these people "
-        f"(tools/release_gallery.py --opt-out PID --new-release), then delete this one (tools/ledger.py purge {name})."
-    )
-    return count
+    counts = delete_everywhere(args.index, pids=args.pid, row_ids=args.row, truth=args.truth)
+    names = []
+    for folder, count in counts.items():
+        record = read_record(Path(folder))
+        names += [record.release["release"]] if record and count else []
+        print(f"Deleted {count} rows from '{folder}'; later builds leave them out.")
+    for name in dict.fromkeys(names):
+        print(
+            f"The folder of release {name} still holds them. A release is never edited: draw one without these people "
+            "(tools/release_gallery.py --opt-out PID --new-release), then delete this one (tools/ledger.py purge "
+            f"{name})."
+        )
+    return sum(counts.values())
 
 
 def record_text(folder: Path, record: IndexRecord) -> str:

@@ -11,6 +11,7 @@ quantization, Jegou, Douze and Schmid, TPAMI 2011.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,9 +41,12 @@ OPTIONS: dict[str, dict[str, int]] = {
 }
 
 _CODE_BITS = 8
+_FITTED_ON = 2**_CODE_BITS  # rows that codes need at least
 _ADDED = 16_384  # rows a step
 _TRAINED = 262_144  # rows that lists and codes are fitted on, at most
 _MARGIN = 16  # candidates beyond the asked ones: float32 may swap near ones
+
+_log = logging.getLogger(__name__)
 
 
 class FaissWriter(StoredRowsWriter):
@@ -124,6 +128,23 @@ class FaissIndex(StoredRowsIndex):
         return {"kind": kind, "storage": storage, **numbers}
 
     @classmethod
+    def thinned_options(cls, options: Mapping[str, Any], source: RowSource) -> dict[str, Any]:
+        """Return the options for the rows that a deletion leaves: fewer lists, or ``flat``, where they are too few."""
+        if options["kind"] != "ivfpq" or source.rows >= max(_FITTED_ON, options["lists"]):
+            return cls.checked_options(options, source)
+        if source.rows >= _FITTED_ON:
+            fewer = {**options, "lists": round(4 * source.rows**0.5)}
+        else:
+            fewer = {"kind": "flat", "storage": options["storage"]}
+        _log.warning(
+            "%d rows are too few for ivfpq with lists=%d: the index goes on with %s.",
+            source.rows,
+            options["lists"],
+            ", ".join(f"{name}={value}" for name, value in fewer.items()),
+        )
+        return cls.checked_options(fewer, source)
+
+    @classmethod
     def writer(
         cls,
         folder: Path,
@@ -180,6 +201,7 @@ def import_faiss() -> Any:
     Raises:
         ImportError: it is not installed.
     """
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells which builds for this CPU are not there
     try:
         return importlib.import_module("faiss")
     except ImportError as error:
@@ -213,7 +235,7 @@ def _decoded(storage: RowStorage, stored: Mapping[str, np.ndarray], rows: int) -
 
 
 def _check_ivfpq(numbers: Mapping[str, int], source: RowSource) -> None:
-    least = max(2**_CODE_BITS, numbers["lists"])
+    least = max(_FITTED_ON, numbers["lists"])
     if source.rows < least:
         raise ValueError(
             f"kind=ivfpq with lists={numbers['lists']} is fitted on at least {least} rows, the release has "

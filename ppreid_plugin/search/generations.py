@@ -12,7 +12,8 @@ from filelock import FileLock, Timeout
 
 from ppreid_plugin.search.build_journal import BuildJournal
 from ppreid_plugin.search.index import INDEXES
-from ppreid_plugin.search.record import RECORD, IndexRecord, read_record
+from ppreid_plugin.search.opt_outs import OPTED_OUT
+from ppreid_plugin.search.record import RECORD, DamagedRecordError, IndexRecord, read_record
 
 LOCK = "lock"
 _GENERATION = re.compile(r"rows-\d{4,}")
@@ -45,9 +46,9 @@ def require_ours(folder: Path) -> None:
         strange = sorted(
             path.name
             for path in folder.iterdir()
-            if path.name not in (RECORD, LOCK)
+            if path.name not in (RECORD, OPTED_OUT, LOCK)
             and not _GENERATION.fullmatch(path.name)
-            and not path.name.startswith(f".{RECORD}.")
+            and not path.name.startswith((f".{RECORD}.", f".{OPTED_OUT}."))
         )
         if strange:
             raise ValueError(f"'{folder}' holds {strange[0]}, which is no part of an index. Name another folder.")
@@ -59,8 +60,14 @@ def next_generation(current: IndexRecord | None) -> str:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Return generations that ``index.json`` does not name: of a build that was stopped, or is going on."""
-    record = read_record(folder)
+    """Return generations that ``index.json`` does not name: of a build that was stopped, or is going on.
+
+    A damaged ``index.json`` names none.
+    """
+    try:
+        record = read_record(folder)
+    except DamagedRecordError:
+        record = None
     return sorted(
         path.name
         for path in folder.iterdir()

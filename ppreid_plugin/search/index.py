@@ -19,7 +19,7 @@ from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.registry import Registry
 from ppreid_plugin.retrieval.checks import Features, as_matrix, require_finite
 from ppreid_plugin.search.hits import Hits
-from ppreid_plugin.search.record import IndexRecord, check_sizes, read_record
+from ppreid_plugin.search.record import IndexRecord, check_hashes, check_sizes, read_record
 from ppreid_plugin.search.source import RowBatch, RowSource
 from ppreid_plugin.search.symbols import SymbolTable
 
@@ -70,6 +70,7 @@ class GalleryIndex(ABC):
     """
 
     name: ClassVar[str]
+    most_hits: ClassVar[int | None] = None  # rows that one search can return; None: any number
 
     def __init__(self, folder: Path, record: IndexRecord) -> None:
         self.folder, self.record = folder, record
@@ -80,6 +81,14 @@ class GalleryIndex(ABC):
     @abstractmethod
     def checked_options(cls, options: Mapping[str, Any], source: RowSource) -> dict[str, Any]:
         """Return the options for these rows, defaults filled in, JSON-ready; ValueError if one is bad."""
+
+    @classmethod
+    def thinned_options(cls, options: Mapping[str, Any], source: RowSource) -> dict[str, Any]:
+        """Return the options for what a deletion leaves: those of the index, or others where too few rows stay.
+
+        A deletion is never refused for its options.
+        """
+        return cls.checked_options(options, source)
 
     @classmethod
     @abstractmethod
@@ -112,6 +121,15 @@ class GalleryIndex(ABC):
     def count(self) -> int:
         """Return how many rows are there."""
         return self.record.rows
+
+    def verify(self) -> str:
+        """Read everything that is stored, and return in words what was compared with what.
+
+        Raises:
+            ValueError: something is not as it was built.
+        """
+        check_hashes(self.folder, self.record)
+        return "all files are as they were built"
 
     @property
     def erases_in_place(self) -> bool:
@@ -186,10 +204,17 @@ class GalleryIndex(ABC):
             queries: (q, d).
 
         Raises:
-            ValueError: another number of columns than the index; NaN or infinity (rows are named); ``top`` below 1.
+            ValueError: another number of columns than the index; NaN or infinity (rows are named); ``top`` below 1, or
+                above what the backend can return (:attr:`most_hits`).
         """
         require_whole("top", top)
-        return self._search(self.checked_queries(queries), min(top, len(self)))
+        top = min(top, len(self))
+        if self.most_hits is not None and top > self.most_hits:
+            raise ValueError(
+                f"top is {top}, must be at most {self.most_hits}: backend {self.name!r} returns no more rows a query. "
+                "Ask for fewer, or build the index with --backend exact."
+            )
+        return self._search(self.checked_queries(queries), top)
 
     def checked_queries(self, queries: Features) -> npt.NDArray[np.float64]:
         """Return queries (q, d) at unit length, float64; errors as :meth:`search`."""

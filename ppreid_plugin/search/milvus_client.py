@@ -49,7 +49,8 @@ class MilvusConnection:
         """Call a method of the client with the time limit.
 
         Raises:
-            ConnectionError: it failed, or took too long.
+            ConnectionError: it failed on a server, or took too long.
+            ValueError: it failed in an embedded file.
         """
         with self._named():
             return getattr(self.client, name)(*arguments, timeout=CALL_S, **more)
@@ -70,6 +71,11 @@ class MilvusConnection:
         try:
             yield
         except self._error as error:
+            if self._embedded:
+                raise ValueError(
+                    f"'{self._place}' cannot be read or written ({_line(error)}): the index is damaged, or its disk is "
+                    "full. Build the index again."
+                ) from None
             raise ConnectionError(f"Milvus at {self._place} failed: {_line(error)}. {_FIX}") from None
 
 
@@ -79,6 +85,7 @@ def import_pymilvus(*, embedded: bool) -> Any:
     Raises:
         ImportError: one of them is not installed.
     """
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # milvus-lite's: which builds for this CPU it lacks
     try:
         if embedded:
             importlib.import_module("milvus_lite")

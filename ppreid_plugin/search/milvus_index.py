@@ -25,7 +25,7 @@ from ppreid_plugin.search.hits import Hits, best, decode_names, encode_names
 from ppreid_plugin.search.index import GalleryIndex, IndexWriter, register_index
 from ppreid_plugin.search.milvus_client import MilvusConnection, import_pymilvus
 from ppreid_plugin.search.milvus_writer import DATABASE, MOST_HITS, NUMBERS, MilvusWriter, place_of, rows_a_call
-from ppreid_plugin.search.record import IndexRecord
+from ppreid_plugin.search.record import ERASING, IndexRecord, check_hashes
 from ppreid_plugin.search.source import RowBatch, RowSource
 from ppreid_plugin.search.storage import dot_products
 
@@ -34,6 +34,7 @@ KINDS = ("flat", "hnsw", "ivf_flat")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _MARGIN = 16  # hits beyond the asked ones: float32 may swap near ones
 _QUERIES_A_CALL = 64
+_READ = 16_384  # rows a step
 
 
 @register_index("milvus")
@@ -51,6 +52,7 @@ class MilvusIndex(GalleryIndex):
     """
 
     name = "milvus"
+    most_hits = MOST_HITS - _MARGIN
 
     def __init__(self, folder: Path, record: IndexRecord) -> None:
         super().__init__(folder, record)
@@ -63,7 +65,12 @@ class MilvusIndex(GalleryIndex):
                 f"collection {self._collection!r} is not at '{options['uri'] or DATABASE}': deleted, or another "
                 "server. Build the index again."
             )
-        self._connection.call("load_collection", self._collection)
+        try:
+            self._connection.call("load_collection", self._collection)
+            self._check_count()
+        except Exception:
+            self.close()
+            raise
 
     @classmethod
     def checked_options(cls, options: Mapping[str, Any], source: RowSource) -> dict[str, Any]:
@@ -110,6 +117,8 @@ class MilvusIndex(GalleryIndex):
             connection = MilvusConnection(options["uri"], options["timeout_s"])
             try:
                 if connection.call("has_collection", options["_collection"]):
+                    for alias in connection.call("list_aliases", options["_collection"])["aliases"]:
+                        connection.call("drop_alias", alias)
                     connection.call("drop_collection", options["_collection"])
             finally:
                 connection.close()
@@ -117,6 +126,31 @@ class MilvusIndex(GalleryIndex):
     def count(self) -> int:
         """Return how many rows the collection holds."""
         return self._connection.count(self._collection)
+
+    def verify(self) -> str:
+        """Read every row of the collection, and compare the other files' SHA-256."""
+        check_hashes(self.folder, self.record)
+        names: set[bytes] = set()
+        for batch in self.batches(0, _READ):
+            names.update(batch.row_ids.tolist())
+        if len(names) != self.count():
+            raise ValueError(
+                f"collection {self._collection!r} returns {len(names)} of its {self.count()} rows: the index is "
+                "damaged. Build the index again."
+            )
+        return (
+            f"files beside the data base are as they were built; all {len(names)} rows can be read from the data base, "
+            "whose numbers are compared with nothing"
+        )
+
+    def _check_count(self) -> None:
+        """Raise ValueError if rows are missing; a deletion in place that was cut off may have taken some."""
+        told, count = self.record.rows, self.count()
+        if not told - self.record.options.get(ERASING, 0) <= count <= told:
+            raise ValueError(
+                f"collection {self._collection!r} at '{place_of(self.generation, self.record.options)}' holds {count} "
+                f"rows, index.json says {told}: the index is damaged. Build the index again."
+            )
 
     @property
     def erases_in_place(self) -> bool:

@@ -44,7 +44,8 @@ def search_people(
         A :class:`.Hits` a query: pids and scores; ``row_ids`` are the best rows, empty for templates.
 
     Raises:
-        ValueError: an anonymous release, prototypes where a camera is to be left out, or as ``search``.
+        ValueError: an anonymous release, prototypes where a camera is to be left out; ``best``: too few people among
+            as many rows as the backend can return; or as ``search``.
     """
     choice("fuse", fuse, FUSIONS)
     require_whole("top", top)
@@ -103,7 +104,8 @@ class Templates:
 def _by_best_row(index: GalleryIndex, queries: Features, top: int, exclude_camera: int | None) -> list[Hits]:
     rows = index.checked_queries(queries)
     found: list[Hits | None] = [None] * len(rows)
-    asked = min(len(index), _GROWTH * top)
+    most = min(len(index), index.most_hits or len(index))
+    asked = min(most, _GROWTH * top)
     while True:
         open_queries = [place for place, hits in enumerate(found) if hits is None]
         for place, hits in zip(open_queries, index.search(rows[open_queries], asked), strict=True):
@@ -112,9 +114,15 @@ def _by_best_row(index: GalleryIndex, queries: Features, top: int, exclude_camer
             settled = len(people) >= top and people.scores[top - 1] > hits.scores[-1]
             if settled or len(hits) < asked or asked == len(index):
                 found[place] = _head(people, top)
+            elif asked == most:
+                raise ValueError(
+                    f"top is {top}, but the best {most} rows of query {place} settle fewer people, and backend "
+                    f"{index.name!r} returns no more rows a query. Ask for fewer people, take fuse='template' "
+                    "(--people template), or build the index with --backend exact."
+                )
         if all(hits is not None for hits in found):
             return [hits for hits in found if hits is not None]
-        asked = min(len(index), _GROWTH * asked)
+        asked = min(most, _GROWTH * asked)
 
 
 def _first_of_each(index: GalleryIndex, hits: Hits, exclude_camera: int | None) -> Hits:

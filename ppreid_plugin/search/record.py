@@ -19,6 +19,7 @@ from ppreid_plugin.dp.stored import MANIFEST, Release
 
 FORMAT, VERSION = "ppreid_plugin search index", 1
 RECORD = "index.json"
+ERASING = "_erasing"  # option of a record while rows are deleted in place: how many, at most
 METRICS = ("cosine",)  # noise has a length of its own, by which other distances would rank (docs/privacy.md)
 
 # what an index carries of its release's manifest
@@ -26,6 +27,10 @@ _CARRIED = ("release", "epsilon", "delta", "pure", "unit", "adjacency", "protoco
             "person_level", "rows_a_person", "background_pids", "transform", "model", "controller", "purpose",
             "expires")  # fmt: skip
 _BLOCK = 2**20
+
+
+class DamagedRecordError(ValueError):
+    """``index.json`` is ours and cannot be read: cut off or edited. Building again replaces it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,8 @@ def read_record(folder: Path) -> IndexRecord | None:
     """Return the record of the index in ``folder``; None if none was ever finished there.
 
     Raises:
-        ValueError: another kind of file, another version, or one that was edited or cut off.
+        DamagedRecordError: the file was edited or cut off.
+        ValueError: another kind of file, or another version.
     """
     path = folder / RECORD
     try:
@@ -80,7 +86,7 @@ def read_record(folder: Path) -> IndexRecord | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        raise ValueError(f"'{path}' is not JSON: cut off or edited. Build the index again.") from None
+        raise DamagedRecordError(f"'{path}' is not JSON: cut off or edited. Build the index again.") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ValueError(f"'{path}' is not the record of an index (format {FORMAT!r}). Name another folder.")
     if (version := content.pop("version", None)) != VERSION:
@@ -88,10 +94,11 @@ def read_record(folder: Path) -> IndexRecord | None:
     try:
         record = IndexRecord(**{**content, "labels": tuple(content["labels"])})
         sound = record.rows >= 1 and record.columns >= 1 and Path(record.generation).name == record.generation
+        sound = sound and {"pids", "rows"} <= set(record.opted_out)
     except (TypeError, KeyError):
         sound = False
     if not sound:
-        raise ValueError(f"'{path}' lacks fields or holds impossible ones: edited. Build the index again.")
+        raise DamagedRecordError(f"'{path}' lacks fields or holds impossible ones: edited. Build the index again.")
     return record
 
 

@@ -41,6 +41,14 @@ class StoredRowsWriter(IndexWriter):
         """Make the files."""
         create_columns(self.folder, self._shapes, self.rows)
 
+    def resume(self, done: int) -> bool:
+        """Return whether the files are there and as long as they were made."""
+        try:
+            open_columns(self.folder, self._shapes, self.rows)
+        except ValueError:
+            return False
+        return True
+
     def write(self, start: int, batch: RowBatch) -> None:
         """Write one batch."""
         write_columns(self.folder, start, {**labels_of(batch), **self.storage.encode(batch)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -40,24 +41,30 @@ class IndexSource(RowSource):
                 yield fresh
 
 
-def doomed_rows(index: GalleryIndex, pids: Collection[int], row_ids: Collection[str]) -> set[str]:
-    """Return the names of all rows of these people, and of these rows; empty if they were deleted before.
+@dataclass(frozen=True)
+class Doomed:
+    """What is to be deleted from an index.
 
-    Raises:
-        ValueError: neither is given; a person or row that the index neither holds nor was told to leave out;
-            background; pids for an index that carries none.
+    Attributes:
+        rows: names of rows that it holds.
+        pids, row_ids: people and rows that were asked for, of those that it holds or was told to leave out before.
     """
-    if not pids and not row_ids:
-        raise ValueError("nothing is named to delete. Give --pid or --row.")
-    if pids and "pids" not in index.record.labels:
-        raise ValueError(
-            f"release {index.record.release['release']!r} is anonymous: its rows carry no pid. Give --row, or with "
-            "--pid the map that was written with the release: --truth FILE."
-        )
-    if background := sorted(set(pids) & set(index.record.background_pids)):
-        raise ValueError(f"pid {background[0]} is background, which is no person. Name its rows: --row ROW_ID.")
+
+    rows: frozenset[str]
+    pids: frozenset[int]
+    row_ids: frozenset[str]
+
+
+def doomed_rows(index: GalleryIndex, pids: Collection[int], row_ids: Collection[str]) -> Doomed:
+    """Return the rows of these people, and of these names, that an index holds; it need not hold all, or any.
+
+    Args:
+        index: opened.
+        pids: people; an index without pids holds none.
+        row_ids: names.
+    """
     wanted_pids, wanted_rows = np.array(sorted(pids), dtype=np.int64), encode_names(sorted(row_ids))
-    doomed: set[str] = set()
+    rows: set[str] = set()
     seen_pids: set[int] = set(index.record.opted_out["pids"])
     seen_rows: set[str] = set(index.record.opted_out["rows"])
     for batch in index.batches(0, _SCANNED):
@@ -67,9 +74,5 @@ def doomed_rows(index: GalleryIndex, pids: Collection[int], row_ids: Collection[
             theirs = np.isin(batch.pids, wanted_pids)
             seen_pids.update(batch.pids[theirs].tolist())
             named |= theirs
-        doomed.update(decode_names(batch.row_ids[named]))
-    if missing := sorted(set(pids) - seen_pids):
-        raise ValueError(f"pid {missing[0]} has no row in this index. Look at the pids that a search prints.")
-    if strange := sorted(set(row_ids) - seen_rows):
-        raise ValueError(f"row '{strange[0]}' is not in this index. Row ids are those that a search prints.")
-    return doomed
+        rows.update(decode_names(batch.row_ids[named]))
+    return Doomed(frozenset(rows), frozenset(seen_pids & set(pids)), frozenset(seen_rows & set(row_ids)))

@@ -225,7 +225,11 @@ def test_queries_of_other_weights_are_warned_of(here, run, caplog):
         (["info", "--index", "nowhere"], "'nowhere' holds no index.json"),
         (["delete", "--index", "i"], "nothing is named to delete"),
         (["delete", "--index", "i", "--pid", "1", "--truth", "no.json"], "'no.json' is not there"),
-        (["delete", "--index", "i", "--pid", "77", "--truth", "truth.json"], "--truth names no row of pid 77"),
+        (["delete", "--index", "i", "--pid", "77"], "pid 77 has no row in this index. Look at the pids that a search"),
+        (
+            ["delete", "--index", "i", "--pid", "1", "--truth", "truth.json"],
+            "is the map of b-0001, 24 rows, which is no",
+        ),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(here, run, words, message):
