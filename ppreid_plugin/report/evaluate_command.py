@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,8 @@ from ..retrieval.distances import METRICS
 from ..retrieval.ranking import PROTOCOLS
 from .evaluate_inputs import Rows, read_rows, with_distractors
 from .record import environment, require_folder, write_json
+
+_log = logging.getLogger(__name__)
 
 _FPIRS = (0.01, 0.1)
 _LEAST_PEOPLE = 8  # for open-set figures: a quarter of them calibrates the threshold
@@ -76,6 +79,13 @@ def evaluate_command(argv: Sequence[str]) -> dict[str, Any]:
     if args.distractors:
         nobody = min(0, int(query.pids.min()), int(gallery.pids.min())) - 1
         gallery = with_distractors(gallery, args.distractors, pid=nobody)
+    models = list(dict.fromkeys([*query.models, *gallery.models]))
+    if len(models) > 1:
+        _log.warning(
+            "the files say that they are of different models (%s): distances between these mean nothing. Extract all "
+            "of them with one model.",
+            ", ".join(models),
+        )
     ranking = _rank(args, query, gallery, rerank)
     enrolled, open_set = _people(args, query, listed)
     cameras = _by_camera(args, query, gallery, rerank) if args.per_camera else {}
@@ -86,6 +96,7 @@ def evaluate_command(argv: Sequence[str]) -> dict[str, Any]:
         "num_gallery": len(gallery.pids),
         "num_distractors": len(gallery.pids) - len(listed.pids),
         "columns": gallery.features.shape[1],
+        "models": models,
         "metric": args.metric,
         "protocol": args.protocol,
         "rerank": None if rerank is None else dataclasses.asdict(rerank),

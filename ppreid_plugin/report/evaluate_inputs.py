@@ -21,10 +21,13 @@ class Rows:
     features: np.ndarray
     pids: np.ndarray
     camids: np.ndarray
+    models: tuple[str, ...] = ()
 
     def take(self, chosen: np.ndarray) -> Rows:
         """Return the rows that ``chosen`` (n,), bool, marks; without a copy where these are all."""
-        return self if chosen.all() else Rows(self.features[chosen], self.pids[chosen], self.camids[chosen])
+        return (
+            self if chosen.all() else Rows(self.features[chosen], self.pids[chosen], self.camids[chosen], self.models)
+        )
 
 
 def read_rows(path: str, labels: str | None, flag: str) -> Rows:
@@ -46,7 +49,7 @@ def read_rows(path: str, labels: str | None, flag: str) -> Rows:
             )
         features = _load_npy(path)
         pids, camids = _load_labels(labels)
-        source = labels
+        source, model = labels, ""
     else:
         if labels is not None:
             raise ValueError(f"{flag}-labels is '{labels}', but '{path}' brings its labels. Leave {flag}-labels out.")
@@ -54,7 +57,7 @@ def read_rows(path: str, labels: str | None, flag: str) -> Rows:
         if missing := [name for name in ("features", "pids", "camids") if name not in arrays]:
             raise ValueError(f"'{path}' lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
         features, pids, camids = arrays["features"], arrays["pids"], arrays["camids"]
-        source = path
+        source, model = path, str(arrays.get("model", ""))
     _check_features(path, features)
     name = flag.removeprefix("--")
     pids, camids = (
@@ -64,7 +67,7 @@ def read_rows(path: str, labels: str | None, flag: str) -> Rows:
     kept = pids != JUNK_PID
     if not kept.any():
         raise ValueError(f"'{path}' has no row of a person: all {len(pids)} have pid {JUNK_PID}, which is junk.")
-    return Rows(features, pids, camids).take(kept)
+    return Rows(features, pids, camids, (model,) if model else ()).take(kept)
 
 
 def with_distractors(gallery: Rows, paths: Sequence[str], *, pid: int) -> Rows:
@@ -75,7 +78,7 @@ def with_distractors(gallery: Rows, paths: Sequence[str], *, pid: int) -> Rows:
     Raises:
         FileNotFoundError, ValueError: as :func:`read_rows`; another number of columns.
     """
-    parts = [gallery.features]
+    parts, models = [gallery.features], list(gallery.models)
     for path in paths:
         arrays = {"features": _load_npy(path)} if path.endswith(".npy") else load_arrays(path)
         if "features" not in arrays:
@@ -87,11 +90,13 @@ def with_distractors(gallery: Rows, paths: Sequence[str], *, pid: int) -> Rows:
                 f"{gallery.features.shape[1]}, must be equal. Extract both with one model."
             )
         parts.append(arrays["features"])
+        models += [model] if (model := str(arrays.get("model", ""))) else []
     added = sum(map(len, parts[1:]))
     return Rows(
         np.concatenate(parts),
         np.concatenate([gallery.pids, np.full(added, pid)]),
         np.concatenate([gallery.camids, np.full(added, -1)]),
+        tuple(dict.fromkeys(models)),
     )
 
 

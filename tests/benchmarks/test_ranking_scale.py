@@ -152,7 +152,7 @@ def test_beside_the_cython_of_peers(market, variable, tmp_path, benchmark):
         f"\n{theirs['name']}, Cython: {theirs['seconds']:.1f} s, {theirs['distances']:.1f} s of them the "
         f"distances: {ratio:.1f} times ours ({mine:.2f} s, {torch.get_num_threads()} threads)"
     )
-    assert ratio > 4
+    assert ratio > (6 if torch.get_num_threads() > 1 else 4)  # fastreid's; upstream's goal is 8
 
 
 @pytest.mark.parametrize("rows", SCALES)
@@ -174,4 +174,4 @@ def test_with_distractors(market, rows, tmp_path, benchmark):
         f"say; {extra:.0f} MiB at the peak beside {size:.0f} MiB of features"
     )
     assert growth < 1.15
-    assert extra < 450  # scores of up to 256 MiB, and what counts them; no copy of the features
+    assert extra < 350  # scores of up to 256 MiB, and what counts them; no copy of the features

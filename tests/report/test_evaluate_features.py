@@ -273,3 +273,24 @@ def test_errors_name_value_allowed_and_fix(files, tmp_path, words, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate_command([*files, *(word.format(**names) for word in words), *out])
     assert not (tmp_path / "out.json").exists()
+
+
+def test_features_of_different_models_are_told(tmp_path, caplog):
+    def record(query, gallery, distractors):
+        for name, rows, model in (
+            ("query", QUERY, query),
+            ("gallery", GALLERY, gallery),
+            ("more", GALLERY, distractors),
+        ):
+            np.savez(tmp_path / f"{name}.npz", **rows, **({"model": np.array(model)} if model else {}))
+        caplog.clear()
+        files = {name: str(tmp_path / f"{name}.npz") for name in ("query", "gallery", "more")}
+        words = ["--query", files["query"], "--gallery", files["gallery"], "--distractors", files["more"]]
+        return evaluate_command(words)["models"]
+
+    assert record("A", "A", "") == ["A"]
+    assert not caplog.records
+    assert record("A", "B", "") == ["A", "B"]
+    assert "different models (A, B)" in caplog.text
+    assert record("A", "A", "C") == ["A", "C"]
+    assert "different models (A, C)" in caplog.text

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from search_cases import ArraySource, index_of, naive, release, subset
+from search_cases import ArraySource, gallery, index_of, naive, release, subset
 
 from ppreid_plugin.search import build_index, delete_rows, open_index, search_people
 from ppreid_plugin.search.index import INDEXES
@@ -158,3 +158,17 @@ def test_without_the_library_the_command_to_install_it_is_named(tmp_path, monkey
     with pytest.raises(ImportError, match=r"needs faiss-cpu .* pip install 'ppreid_plugin\[faiss\]'"):
         build_index(tmp_path / "release", tmp_path / "i", backend="faiss")
     assert not (tmp_path / "i/rows-0001").exists()
+
+
+def test_a_deletion_is_not_refused_where_too_few_rows_stay_for_the_lists(tmp_path, caplog):
+    rows = gallery(people=20, rows=15)
+    release(tmp_path, rows)
+    options = {"kind": "ivfpq", "lists": 290, "probes": 4, "code_bytes": 2}
+    build_index(tmp_path / "release", tmp_path / "i", backend="faiss", options=options)
+    for pids, kind in (([1, 2], {"kind": "ivfpq", "lists": 66}), ([3], {"kind": "flat"})):
+        delete_rows(tmp_path / "i", pids=pids)
+        told = read_record(tmp_path / "i").options
+        assert {name: told[name] for name in kind} == kind
+        assert "too few for ivfpq" in caplog.text
+        with open_index(tmp_path / "i") as index:
+            assert not set(pids) & set(np.concatenate([batch.pids for batch in index.batches(0, 99)]).tolist())

@@ -17,6 +17,7 @@ from ppreid_plugin.dp.stored import load_release
 from ppreid_plugin.search import build_index, building, delete_rows, open_index, search_people
 from ppreid_plugin.search.index import INDEXES
 from ppreid_plugin.search.milvus_client import MilvusConnection
+from ppreid_plugin.search.milvus_index import MilvusIndex
 from ppreid_plugin.search.milvus_writer import rows_a_call
 from ppreid_plugin.search.record import read_record
 
@@ -152,6 +153,36 @@ def test_build_update_delete_and_people(tmp_path, drawn, server, where):
         assert collections(server) == {read_record(tmp_path / "i").options["_collection"]: ["gallery"]}
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_an_embedded_file_that_lost_rows_is_named_and_built_again(tmp_path, drawn, damage):
+    build_index(drawn / "first", tmp_path / "i", backend="milvus")
+    files = list((tmp_path / "i").rglob("*.parquet"))
+    assert files
+    for path in files:
+        if damage == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ValueError, match="Build the index again"):
+        open_index(tmp_path / "i").search(np.eye(1, 8), 1)
+    build_index(drawn / "first", tmp_path / "i", backend="milvus")
+    with open_index(tmp_path / "i") as index:
+        assert index.count() == len(load_release(drawn / "first").row_ids)
+        assert "all 24 rows can be read" in index.verify()
+
+
+def test_more_hits_than_milvus_returns_are_refused(tmp_path, drawn, monkeypatch):
+    monkeypatch.setattr(MilvusIndex, "most_hits", 5)
+    build_index(drawn / "first", tmp_path / "i", backend="milvus")
+    with open_index(tmp_path / "i") as index:
+        query = np.random.default_rng(0).normal(size=(1, index.record.columns))
+        assert len(index.search(query, 5)[0]) == 5
+        with pytest.raises(ValueError, match="top is 6, must be at most 5: backend 'milvus' returns no more"):
+            index.search(query, 6)
+        with pytest.raises(ValueError, match=r"top is 6, but the best 5 rows of query 0 settle fewer people"):
+            search_people(index, query, 6, fuse="best")
+
+
 def test_deleted_rows_leave_the_disk_of_an_embedded_index(tmp_path, drawn):
     build_index(drawn / "first", tmp_path / "i", backend="milvus")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -232,7 +263,7 @@ def killed_build(release_folder, folder, seconds):
 def test_killed_and_resumed_is_as_never_killed(tmp_path, drawn):
     kill_in = random.Random(5).uniform
     kills = 0
-    while kills < 6:
+    while kills < 10:
         if not killed_build(drawn / "first", tmp_path / "i", kill_in(0.1, 0.5)):
             kills += 1
         else:

@@ -94,8 +94,9 @@ def test_build_search_info_delete(here, run):
 
 
 def test_people_and_shards(here, run):
+    release(here, out="second", name="d")
     run("build", "--release", "release", "--index", "i")
-    run("build", "--release", "symbols", "--index", "j")
+    run("build", "--release", "second", "--index", "j")
     code, out, _ = run("search", "--index", "i", "--query", "query.npz", "--people", "template", "--top", "2")
     assert code == 0
     assert re.search(r"^p1_1 +1 +- +1 ", out, re.M)
@@ -104,7 +105,7 @@ def test_people_and_shards(here, run):
     )
     assert code == 0
     assert "release a-0001" in out
-    assert "release c-0001" in out
+    assert "release d-0001" in out
     for query in json.loads(Path("h.json").read_text())["queries"]:
         pids = [hit["pid"] for hit in query["hits"]]
         assert sorted(pids) == [1, 2, 3, 4, 5]  # each once, though both hold them
@@ -114,6 +115,27 @@ def test_people_and_shards(here, run):
     for told, first, second in zip(json.loads(Path("rows.json").read_text())["queries"], *both, strict=True):
         scores = sorted([*first.scores, *second.scores], reverse=True)[:5]
         assert [hit["score"] for hit in told["hits"]] == scores
+
+
+@pytest.mark.parametrize(
+    ("release_name", "index", "message"),
+    [
+        (
+            "symbols",
+            "j",
+            "'i' has mechanism .*gaussian.*, 'j' has .*prior_subset.*: their scores mean different things",
+        ),
+        ("release", "j", "'i' and 'j' are indexes of one release, 'a-0001': each row would be found twice"),
+        (None, "i", "--index names 'i' twice. Name each index once"),
+    ],
+)
+def test_shards_are_alike_and_different(here, run, release_name, index, message):
+    run("build", "--release", "release", "--index", "i")
+    if release_name:
+        run("build", "--release", release_name, "--index", index)
+    code, out, err = run("search", "--index", "i", index, "--query", "query.npz")
+    assert (code, out) == (2, "")
+    assert re.search(message, err), err
 
 
 def test_the_ledger_is_asked_first(here, run):
