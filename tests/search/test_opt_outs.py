@@ -109,6 +109,17 @@ def test_only_the_map_of_this_release_is_taken(tmp_path, drawn, old):
         delete_rows(tmp_path / "i", pids=[77], truth=maps)
 
 
+@pytest.mark.parametrize("change", [{"reservation": "an-0007"}, {"rows": 3}])
+def test_a_map_of_an_earlier_version_must_fit_by_name_and_number_of_rows(tmp_path, drawn, change):
+    build_index(drawn / "anonymous", tmp_path / "i")
+    path = without_head(drawn / "first.json", tmp_path)
+    content = json.loads(path.read_text())
+    content |= {name: content[name][:value] if name == "rows" else value for name, value in change.items()}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="which is no part of this release"):
+        delete_rows(tmp_path / "i", pids=[1], truth=[path])
+
+
 def test_numbers_of_deleted_rows_go_on_in_an_append_only(tmp_path, drawn):
     build_index(drawn / "anonymous", tmp_path / "i")
     delete_rows(tmp_path / "i", row_ids=["000003"])
@@ -163,11 +174,15 @@ def test_building_again_mends_an_index_and_remembers_who_stays_out(tmp_path, dra
 def test_damaged_rows_are_written_again_with_their_record(tmp_path, drawn, damage):
     """A generation that no record names is not gone on with as if it were whole."""
     build_index(drawn / "enrolled", tmp_path / "i")
-    whole = names(tmp_path / "i")
-    cut(tmp_path / "i/rows-0001/rows.npy")
+    whole = names(tmp_path / "i"), (tmp_path / "i/rows-0001/rows.npy").read_bytes()
+    path = tmp_path / "i/rows-0001/rows.npy"
+    if damage == "record":
+        path.write_bytes(path.read_bytes()[:-400] + bytes(400))  # as long as it was
+    else:
+        cut(path)
     DAMAGE[damage](tmp_path / "i")
     build_index(drawn / "enrolled", tmp_path / "i")
-    assert names(tmp_path / "i") == whole
+    assert (names(tmp_path / "i"), path.read_bytes()) == whole
 
 
 def test_without_either_list_nothing_is_built(tmp_path, drawn):
