@@ -65,7 +65,7 @@ def as_matrix(name: str, values: Any) -> torch.Tensor:
             wide = np.dtype(np.float32 if array.dtype.itemsize <= 4 else np.float64)
             tensor = torch.from_numpy(np.require(array, dtype=wide, requirements=["C", "W"]))
     if not floating:
-        raise ValueError(f"{name} is of type {kind}, must be floating point. Convert it: {name}.astype('float32').")
+        raise ValueError(f"{name} is of type {kind}, must be floating point. Convert it to float32.")
     if tensor.ndim != 2 or 0 in tensor.shape:
         raise ValueError(
             f"{name} has shape {tuple(tensor.shape)}, must be (rows, columns) with at least one of each. "

@@ -17,13 +17,14 @@ from ppreid_plugin.dp.recovery import verify_releases
 from ppreid_plugin.registry import closest, parse_options
 from ppreid_plugin.report.record import require_folder
 from ppreid_plugin.search.building import BATCH_ROWS, build_index
-from ppreid_plugin.search.deleting import delete_everywhere, require_different
+from ppreid_plugin.search.deleting import delete_everywhere
 from ppreid_plugin.search.generations import leftovers
 from ppreid_plugin.search.hits import Hits, merged
 from ppreid_plugin.search.index import INDEXES, open_index
 from ppreid_plugin.search.people import FUSIONS, search_people
 from ppreid_plugin.search.queries import Queries, image_queries, load_queries
 from ppreid_plugin.search.record import IndexRecord, read_record, size_of
+from ppreid_plugin.search.shards import require_shards
 
 _USAGE = "serve_index.py build | search | info | delete; each with --help"
 _SHOWN_QUERIES = 20  # in the table; --out holds all
@@ -43,9 +44,6 @@ def serve_command(argv: Sequence[str]) -> Any:
     if argv[0] not in actions:
         raise ValueError(f"'{argv[0]}' is no action; there are: {', '.join(actions)}.{closest(argv[0], list(actions))}")
     return actions[argv[0]](argv[1:])
-
-
-_ALIKE = ("model", "mechanism", "epsilon", "delta", "unit")
 
 
 def build(argv: Sequence[str]) -> IndexRecord:
@@ -107,8 +105,7 @@ def search(argv: Sequence[str]) -> list[tuple[str, Hits]]:
     if args.people == "template" and len(args.index) > 1:
         raise ValueError("--people template takes one index: a person's rows may lie in several. Say --people best.")
     require_folder("--out", args.out)
-    require_different([Path(folder) for folder in args.index])
-    _require_shards(args.index)
+    require_shards(args.index)
     shards = [_searched(folder, queries, args) for folder in args.index]
     found = [
         (name, merged(parts, args.top, by_person=bool(args.people)))
@@ -234,30 +231,6 @@ def _searched(folder: str, queries: Queries, args: argparse.Namespace) -> list[H
         if args.people:
             return search_people(index, rows, args.top, fuse=args.people, exclude_camera=args.exclude_camera)
         return index.search(rows, args.top)
-
-
-def _require_shards(folders: Sequence[str]) -> None:
-    """Raise ValueError unless scores of these indexes mean the same: cosines of rows that are noisy alike."""
-    records = [record for folder in folders if (record := read_record(Path(folder))) is not None]
-    first = records[0] if records else None
-    for folder, record in zip(folders[1:], records[1:], strict=False):
-        assert first is not None  # noqa: S101  (for the type checker)
-        kinds = {"metric": (first.metric, record.metric)}
-        kinds |= {name: (first.release[name], record.release[name]) for name in _ALIKE}
-        for name, (one, other) in kinds.items():
-            if one != other:
-                raise ValueError(
-                    f"'{folders[0]}' has {name} {one}, '{folder}' has {other}: their scores mean different things. "
-                    "Shards of one gallery are releases of one model, mechanism and budget; search others one by one."
-                )
-        if (
-            first.release["release"] == record.release["release"]
-            and first.release["ledger"] == record.release["ledger"]
-        ):
-            raise ValueError(
-                f"'{folders[0]}' and '{folder}' are indexes of one release, {record.release['release']!r}: each row "
-                "would be found twice. Name one of them."
-            )
 
 
 def _budget_line(record: IndexRecord) -> str:

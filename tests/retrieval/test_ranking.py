@@ -219,7 +219,10 @@ def holed(shape, rows, value=np.nan):
         ({"query_features": np.ones(3)}, r"query_features has shape \(3,\), must be \(rows, columns\)"),
         ({"gallery_features": np.ones((0, 3))}, r"gallery_features has shape \(0, 3\), must be"),
         ({"gallery_features": np.ones((4, 5))}, "query_features have 3 columns and gallery_features 5, must be equal"),
-        ({"query_features": np.ones((2, 3), int)}, "query_features is of type int64, must be floating point"),
+        (
+            {"query_features": np.ones((2, 3), int)},
+            "query_features is of type int64, must be floating point. Convert it to float32",
+        ),
         ({"query_features": torch.ones(2, 3, dtype=torch.int32)}, "is of type torch.int32, must be floating point"),
         ({"query_pids": [1]}, r"query_pids has shape \(1,\), must be \(2,\): one label a query row"),
         ({"gallery_camids": [1, 1, 1]}, r"gallery_camids has shape \(3,\), must be \(4,\): one label a gallery row"),

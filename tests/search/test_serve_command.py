@@ -138,6 +138,31 @@ def test_shards_are_alike_and_different(here, run, release_name, index, message)
     assert re.search(message, err), err
 
 
+@pytest.mark.parametrize("name", ["model", "transform", "epsilon", "delta", "unit"])
+def test_shards_differ_in_nothing_that_scores_depend_on(here, run, name):
+    release(here, out="second", name="d")
+    for folder, index in (("release", "i"), ("second", "j")):
+        run("build", "--release", folder, "--index", index)
+    path = Path("j/index.json")
+    content = json.loads(path.read_text())
+    content["release"][name] = "another"
+    path.write_text(json.dumps(content))
+    code, _, err = run("search", "--index", "i", "j", "--query", "query.npz")
+    assert code == 2
+    assert f"'i' has {name} " in err
+    assert "'j' has another: their scores mean different things" in err
+
+
+def test_no_release_is_in_two_of_three_shards(here, run):
+    release(here, out="second", name="d")
+    for folder, index in (("release", "i"), ("second", "j"), ("second", "k")):
+        run("build", "--release", folder, "--index", index)
+    assert run("search", "--index", "i", "j", "--query", "query.npz")[0] == 0
+    code, _, err = run("search", "--index", "i", "j", "k", "--query", "query.npz")
+    assert code == 2
+    assert "'j' and 'k' are indexes of one release, 'd-0001'" in err
+
+
 def test_the_ledger_is_asked_first(here, run):
     code, _, err = run("build", "--release", "release", "--index", "i", "--ledger", "ledger", "--scope", "site")
     assert code == 0, err
