@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from ..leakage import Leace, LeakageSet
 from ..leakage.image_components import named_components
-from ..number_checks import require_whole
+from ..number_checks import is_number, require_whole
 from ..registry import closest
 from ..suppressor import Suppressor
 from .defense import Matrix, RowDefense, register_defense
@@ -62,7 +62,7 @@ class Quantize(RowDefense):
 
     def __init__(self, bits: int = 2, tail: float = 0.01) -> None:
         require_whole("bits", bits, most=16, hint="a column")
-        if isinstance(tail, (bool, str)) or not 0 <= tail < 0.5:
+        if not is_number(tail) or not 0 <= tail < 0.5:
             raise ValueError(f"quantize has tail {tail!r}, must be a number that lies in [0, 0.5).")
         self.bits, self.tail = bits, tail
         self._span: npt.NDArray[np.float64] | None = None

@@ -90,7 +90,8 @@ def with_distractors(gallery: Rows, paths: Sequence[str], *, pid: int) -> Rows:
                 f"{gallery.features.shape[1]}, must be equal. Extract both with one model."
             )
         parts.append(arrays["features"])
-        models += [model] if (model := str(arrays.get("model", ""))) else []
+        if model := str(arrays.get("model", "")):
+            models.append(model)
     added = sum(map(len, parts[1:]))
     return Rows(
         np.concatenate(parts),
