@@ -172,9 +172,11 @@ def test_an_anonymous_release_needs_its_labels(pedestrians, tmp_path, weights, m
     key = ("privacy.gallery.release", tmp_path / "release")
     with pytest.raises(ValueError, match="is anonymous: its rows carry no pids"):
         make_engine(*GALLERY, *key)
-    (tmp_path / "other.json").write_text('{"rows": []}')
-    with pytest.raises(ValueError, match="lacks .* of the release's .* rows"):
-        make_engine(*GALLERY, *key, "privacy.gallery.truth", [str(tmp_path / "other.json")])
+    own = json.loads((tmp_path / "release.json").read_text())
+    for change in ({"rows": []}, {"rows": own["rows"][1:]}, {"reservation": "g-0002"}, {"ledger_head": "0" * 64}):
+        (tmp_path / "other.json").write_text(json.dumps(own | change))
+        with pytest.raises(ValueError, match=r"privacy.gallery.truth '.*other.json' is the map of .* no part of this"):
+            make_engine(*GALLERY, *key, "privacy.gallery.truth", [str(tmp_path / "other.json")])
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(ValueError, match="is no map from released rows"):
         make_engine(*GALLERY, *key, "privacy.gallery.truth", [str(tmp_path / "other.json")])

@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -88,53 +86,6 @@ def load_gallery(path: str | Path) -> GalleryRows:
     if row_ids.ndim != 1 or row_ids.dtype.kind not in "iuUS":
         raise ValueError(f"'{path}': row_ids has shape {row_ids.shape} and type {row_ids.dtype}, must be (n,) names.")
     return GalleryRows(arrays["features"], row_ids.tolist(), arrays["pids"], arrays["camids"])
-
-
-@dataclass(frozen=True)
-class TruthMap:
-    """Which person a released row shows: a file that ``--truth-out`` wrote, of one draw or append.
-
-    Attributes:
-        path: of the file, for messages.
-        reservation: the ledger's entry that the rows were drawn under; empty where the file does not say.
-        ledger_head: the chain value of that entry, which no other ledger has; empty in files of earlier versions.
-        rows: pid and camid by the row's name in the release.
-    """
-
-    path: str
-    reservation: str
-    ledger_head: str
-    rows: dict[str, tuple[int, int]]
-
-
-def load_truth_map(path: str | Path) -> TruthMap:
-    """Return the map from released rows to labels in a file that ``--truth-out`` wrote.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, or another kind of file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"'{path}' is not there. Name the file that --truth-out wrote.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        rows = {row["row"]: (int(row["pid"]), int(row["camid"])) for row in content["rows"]}
-        known = {key: str(content.get(key) or "") for key in ("reservation", "ledger_head")}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"'{path}' is no map from released rows to labels. Name the file of --truth-out.") from None
-    return TruthMap(str(path), rows=rows, **known)
-
-
-def load_truth(paths: Sequence[str | Path]) -> dict[str, tuple[int, int]]:
-    """Return pid and camid of released rows by the row's name, from the files that releases write by ``--truth-out``.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`load_truth_map`.
-    """
-    named: dict[str, tuple[int, int]] = {}
-    for path in paths:
-        named.update(load_truth_map(path).rows)
-    return named
 
 
 def load_budgets(path: str | Path) -> dict[int, float]:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from .charges import Charge, compose
 from .exact import LatticeGaussian
-from .feature_files import load_truth
 from .mechanisms import DEFAULT_DELTA
 from .protected import ProtectedGallery, ProtectedRows, clean_units, unit_rows
 from .stored import load_release
+from .truth import labels_of_rows, load_truth_map, require_written_with
 
 _log = logging.getLogger(__name__)
 
@@ -134,21 +134,17 @@ class StoredGallery(ProtectedGallery):
         )
 
     def _read_labels(self, truth: Sequence[str | Path]) -> tuple[np.ndarray, np.ndarray]:
-        release = self.release
-        pids, camids = release.pids, release.camids
-        if pids is not None:
-            return pids, np.full(len(pids), -1) if camids is None else camids
-        if not truth:
+        release, flag = self.release, "privacy.gallery.truth"
+        name, parts = release.manifest["release"], release.manifest["parts"]
+        maps = [load_truth_map(path) for path in truth]
+        require_written_with(maps, parts, flag=flag)
+        if release.pids is not None:
+            return release.pids, np.full(len(release.pids), -1) if release.camids is None else release.camids
+        if not maps:
             raise ValueError(
-                f"release {release.manifest['release']} is anonymous: its rows carry no pids to evaluate with. Give "
-                "the map that was written with it: privacy.gallery.truth FILE"
+                f"release {name!r} is anonymous: its rows carry no pids to evaluate with. Give the map that was "
+                f"written with it: {flag} FILE"
             )
-        named = load_truth(truth)
-        missing = [name for name in release.row_ids if name not in named]
-        if missing:
-            raise ValueError(
-                f"privacy.gallery.truth lacks {len(missing)} of the release's {len(release.row_ids)} rows, such as "
-                f"{missing[0]}. Give the map of every append too."
-            )
-        labels = np.array([named[name] for name in release.row_ids], dtype=np.int64)
+        named = labels_of_rows(maps, parts, release.row_ids, f"release {name!r}", flag=flag)
+        labels = np.array([named[row] for row in release.row_ids], dtype=np.int64)
         return labels[:, 0], labels[:, 1]

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..dp.feature_files import load_truth
 from ..dp.gallery import DPGallery
 from ..dp.spec import MechanismSpec
 from ..dp.stored import load_release
+from ..dp.truth import load_truth_map, require_written_with
 from ..dp.units import UNITS
 from ..report.record import environment, require_folder, write_json
 from ..report.sweep import make_gallery
@@ -169,7 +169,9 @@ def _of_release(
     manifest = release.manifest
     background = tuple({*args.background_pids, *manifest.get("background_pids", ())})
     tables = [path for path in args.truth if Path(path).suffix in (".npz", ".safetensors")]
-    named = load_truth([path for path in args.truth if path not in tables])
+    maps = [load_truth_map(path) for path in args.truth if path not in tables]
+    require_written_with(maps, manifest["parts"])
+    named = {row: label for one in maps for row, label in one.rows.items()}
     known: dict[str, dict[str, int]] = {}
     for path in tables:
         rows, labels = read_truth_table(path)

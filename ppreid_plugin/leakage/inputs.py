@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from ..data.attributes import attributes_by_pid, load_market_attributes
 from ..dp.feature_files import load_arrays, row_names
+from ..dp.truth import load_truth_map
 from ..dp.units import JUNK_PID
 from ..registry import closest
 from .data import LeakageSet
@@ -143,6 +143,5 @@ def released_images(row_ids: Sequence[str], truth: Sequence[str], root: str) -> 
             names = row_names(arrays)
             named |= dict(zip(names, map(str, arrays["paths"].tolist()) if "paths" in arrays else names, strict=True))
         else:
-            rows = json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
-            named |= {row["row"]: str(row["row_id"]) for row in rows}
+            named |= load_truth_map(path).sources
     return image_files(root, [named.get(row, row) for row in row_ids]).check()

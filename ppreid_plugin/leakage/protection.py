@@ -58,13 +58,20 @@ def released(
         background_pids: pids that are no person.
 
     Raises:
-        ValueError: a row that neither ``truth`` nor the release names.
+        ValueError: a row that neither ``truth`` nor the release names, or that they name differently.
     """
     missing = [name for name in release.row_ids if name not in truth]
     if missing and release.pids is None:
         raise ValueError(
             f"the truth lacks {len(missing)} of the release's {len(release.row_ids)} rows, such as {missing[0]!r}. "
             "Give the map of --truth-out, of every append too, or an .npz of row_ids, pids, camids."
+        )
+    carried = () if release.pids is None else zip(release.row_ids, release.pids.tolist(), strict=True)
+    if strange := [(name, pid) for name, pid in carried if name in truth and truth[name][0] != pid]:
+        name, pid = strange[0]
+        raise ValueError(
+            f"the truth says that row {name!r} shows pid {truth[name][0]}; the release, which carries pids itself, "
+            f"says {pid}. Give labels of this release, or none."
         )
     if missing:
         pids = np.asarray(release.pids)

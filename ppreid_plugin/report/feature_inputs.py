@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..dp.gallery import DPGallery
 from ..dp.protected import unit_rows
 from ..dp.spec import MechanismSpec
 from ..dp.stored import load_release
+from ..dp.truth import labels_of_rows, load_truth_map, require_written_with
 from ..leakage.data import LeakageSet
 from ..leakage.inputs import load_set
 from ..leakage.market_attributes import with_attributes
@@ -124,28 +124,27 @@ def load_inputs(args: argparse.Namespace) -> FeatureInputs | None:
 def _of_release(args: argparse.Namespace, gallery: LeakageSet, asked: LeakageSet | None, query: np.ndarray) -> Space:
     release = load_release(args.release)
     by_name = {name: place for place, name in enumerate(gallery.row_ids)}
-    truth = _truth(args.truth)
-    names = release.row_ids
-    labels = [truth.get(name) for name in names]
-    if release.pids is None and not all(labels):
-        raise ValueError(
-            f"--release '{args.release}' is anonymous, and {sum(one is None for one in labels)} of its rows are in no "
-            "file of --truth. Name the files that --truth-out wrote."
-        )
-    places = np.array(
-        [by_name.get(name if one is None else one[0], -1) for name, one in zip(names, labels, strict=True)]
-    )
-    pids = np.array([one[1] for one in labels if one]) if release.pids is None else np.asarray(release.pids)
-    if release.camids is not None:
-        camids = np.asarray(release.camids)
+    manifest, names = release.manifest, release.row_ids
+    maps = [load_truth_map(path) for path in args.truth]
+    require_written_with(maps, manifest["parts"])
+    if release.pids is None:
+        if not maps:
+            raise ValueError(
+                f"--release '{args.release}' is anonymous: its rows carry no pids. Name the files that --truth-out "
+                "wrote: --truth FILE"
+            )
+        labels = labels_of_rows(maps, manifest["parts"], names, f"--release '{args.release}'")
     else:
-        camids = np.array([-1 if one is None else one[2] for one in labels])
+        carried = np.full(len(names), -1) if release.camids is None else release.camids
+        labels = dict(zip(names, zip(release.pids.tolist(), carried.tolist(), strict=True), strict=True))
+    sources = {row: source for one in maps for row, source in one.sources.items()}
+    places = np.array([by_name.get(sources.get(name, name), -1) for name in names])
+    pids, camids = np.array([labels[name] for name in names], dtype=np.int64).T
     if not np.isin(pids[~np.isin(pids, args.background_pids)], gallery.pids).all():
         raise ValueError(
             f"--release '{args.release}' holds people whom --gallery '{args.gallery}' does not: they are not of one "
             "gallery. Name the features that the release was made from."
         )
-    manifest = release.manifest
     title = f"release {manifest['release']}, ε {manifest['epsilon']:g} of one {manifest['unit']}"
     matched = query if not len(query) else _unit(release.transform().transform(torch.from_numpy(query)).numpy())
     enrolled_from = manifest.get("cameras") or () if manifest["unit"] == "person" else ()
@@ -172,20 +171,6 @@ def _of_mechanism(args: argparse.Namespace, gallery: LeakageSet, query: LeakageS
         counted = component.queried(query.camids)
     title = f"{args.mechanism}, ε {args.epsilon:g} of one {args.unit}, research noise"
     return Space(title, matched, counted, _unit(rows.features.float().numpy()), rows.pids, rows.camids, rows.places)
-
-
-def _truth(paths: Sequence[str]) -> dict[str, tuple[str, int, int]]:
-    """Return row id, pid and camid by the row's name in a release."""
-    found: dict[str, tuple[str, int, int]] = {}
-    for path in map(Path, paths):
-        if not path.is_file():
-            raise FileNotFoundError(f"--truth has '{path}', which is not there. Name the file that --truth-out wrote.")
-        try:
-            rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-            found.update((r["row"], (str(r.get("row_id")), int(r["pid"]), int(r["camid"]))) for r in rows)
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"--truth has '{path}', which is no map from released rows to labels.") from None
-    return found
 
 
 def _attributes(path: str) -> tuple[ByPerson, dict[str, list[str]]]:

@@ -25,7 +25,7 @@ from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.search.build_journal import BuildJournal
 from ppreid_plugin.search.generations import clean, next_generation, remove_temporary, require_ours, writing
 from ppreid_plugin.search.index import INDEXES, PUBLIC
-from ppreid_plugin.search.opt_outs import OptOuts, known_opt_outs, naming, still_out
+from ppreid_plugin.search.opt_outs import OptOuts, known_opt_outs, naming, rows_without_pids, still_out
 from ppreid_plugin.search.record import (
     RECORD,
     DamagedRecordError,
@@ -37,7 +37,6 @@ from ppreid_plugin.search.record import (
     sealed,
 )
 from ppreid_plugin.search.source import ReleaseSource, RowSource
-from ppreid_plugin.search.truth import rows_without_pids
 
 BATCH_ROWS = 16_384
 

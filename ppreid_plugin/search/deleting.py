@@ -11,15 +11,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from ppreid_plugin.dp.feature_files import TruthMap, load_truth_map
 from ppreid_plugin.dp.stored import MANIFEST
+from ppreid_plugin.dp.truth import TruthMap, load_truth_map, require_written_with, rows_of_people
 from ppreid_plugin.search.building import BATCH_ROWS, write_generation
 from ppreid_plugin.search.generations import clean, next_generation, writing
 from ppreid_plugin.search.index import GalleryIndex, open_index
 from ppreid_plugin.search.opt_outs import OptOuts, known_opt_outs, parts_of
 from ppreid_plugin.search.record import ERASING, asked_options, read_record
 from ppreid_plugin.search.thinning import Doomed, IndexSource, doomed_rows
-from ppreid_plugin.search.truth import require_written_with, rows_of_people
 
 
 def delete_rows(

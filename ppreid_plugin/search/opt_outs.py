@@ -15,6 +15,7 @@ from typing import Any
 
 from ppreid_plugin.dp.journal import write_file
 from ppreid_plugin.dp.stored import MANIFEST, Release
+from ppreid_plugin.dp.truth import load_truth_map, require_written_with, rows_of_people
 from ppreid_plugin.search.record import RECORD, IndexRecord
 
 OPTED_OUT = "opted_out.json"
@@ -133,6 +134,32 @@ def parts_of(folder: Path, record: IndexRecord) -> list[dict[str, Any]]:
         return list(json.loads((folder / record.generation / MANIFEST).read_text(encoding="utf-8"))["parts"])
     except (OSError, ValueError, KeyError, TypeError):
         return [dict(record.release.get("ledger") or {})]
+
+
+def rows_without_pids(release: Release, pids: Collection[int], truth: Sequence[str | Path]) -> set[str]:
+    """Return the names of these people's rows in a release that carries no pids; none if it carries them.
+
+    Args:
+        release: as it was loaded.
+        pids: people who were deleted from the index.
+        truth: the maps that were written with the release.
+
+    Raises:
+        FileNotFoundError: no such map.
+        ValueError: no maps, maps of another release, or not all of them.
+    """
+    name, parts = release.manifest["release"], release.manifest["parts"]
+    maps = [load_truth_map(path) for path in truth]
+    require_written_with(maps, parts)
+    if release.pids is not None or not pids:
+        return set()
+    if not maps:
+        raise ValueError(
+            f"{len(pids)} people were deleted from this index by pid, and release {name!r} carries no pids: they would "
+            "come back. Give the maps that were written with it (--truth FILE), or let them come back (--readmit PID)."
+        )
+    found = rows_of_people(maps, parts, release.row_ids, pids, f"release {name!r}")
+    return {row for rows in found.values() for row in rows}
 
 
 def _read(folder: Path) -> OptOuts | None:

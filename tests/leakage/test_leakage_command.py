@@ -116,7 +116,7 @@ def test_a_mechanism_protects_both_sides_and_noise_hides_people(files, tmp_path,
     assert shown[0.5]["clean"] == pytest.approx(shown[500]["clean"])
 
 
-def released_folder(tmp_path, epsilon=500.0):
+def released_folder(tmp_path, epsilon=500.0, protocol="anonymous"):
     rows = GalleryRows(TEST.features, [f"t{place}" for place in range(len(TEST))], TEST.pids, TEST.camids)
     center = build_transform("center").fit(TRAIN.features)
     release_gallery(
@@ -125,10 +125,34 @@ def released_folder(tmp_path, epsilon=500.0):
         ledger=Ledger(tmp_path / "ledger", "market", epsilon=1000.0, delta=1e-4),
         mechanism=build_mechanism("gaussian", epsilon=epsilon),
         transform=center,
-        terms=ReleaseTerms(name="a", model="m"),
+        terms=ReleaseTerms(name="a", model="m", protocol=protocol),
         truth_out=tmp_path / "truth.json",
     )
     return tmp_path / "release", tmp_path / "truth.json"
+
+
+def test_rows_are_labeled_by_the_map_of_this_release_alone(files, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    folder, _ = released_folder(first)
+    _, strange = released_folder(second)  # of the same name and size, by another ledger: it names other people
+    argv = ["--release", folder, "--train", files["train"], "--attacks", "identification", "--out", tmp_path / "o.json"]
+    code, _, err = run(capsys, *argv, "--truth", strange)
+    assert code == 2
+    assert f"--truth '{strange}' is the map of a-0001, 120 rows, which is no part of this release" in err
+    assert not (tmp_path / "o.json").exists()
+
+
+def test_labels_may_not_contradict_a_release_that_carries_them(tmp_path):
+    folder, _ = released_folder(tmp_path, protocol="enrolled")
+    release = load_release(folder)
+    own = dict(zip(release.row_ids, zip(release.pids.tolist(), release.camids.tolist(), strict=True), strict=True))
+    np.testing.assert_array_equal(released(release, own).pids, release.pids)
+    np.testing.assert_array_equal(released(release, {}).pids, release.pids)
+    name = release.row_ids[7]
+    with pytest.raises(ValueError, match=f"row '{name}' shows pid 9999; the release, which carries pids itself, says"):
+        released(release, {name: (9999, 0)})
 
 
 def test_a_release_is_attacked_with_training_rows_protected_alike(files, tmp_path, capsys):

@@ -277,7 +277,12 @@ def test_an_anonymous_release_needs_its_truth(tmp_path, bare, features, capsys):
     argv = ["--gallery", files["gallery"], "--query", files["query"], "--release", folder, "--queries", 1]
     code, _, err = run(capsys, "--runs", bare, "--out", tmp_path / "out", *argv)
     assert code == 2
-    assert "is anonymous, and 48 of its rows are in no file of --truth" in err
+    assert "is anonymous: its rows carry no pids. Name the files that --truth-out wrote" in err
+    strange = json.loads((tmp_path / "truth.json").read_text()) | {"ledger_head": "0" * 64}
+    (tmp_path / "strange.json").write_text(json.dumps(strange))
+    code, _, err = run(capsys, "--runs", bare, "--out", tmp_path / "out", *argv, "--truth", tmp_path / "strange.json")
+    assert code == 2
+    assert "strange.json' is the map of museum-0001, 48 rows, which is no part of this release" in err
     reader = report(tmp_path, capsys, *argv, "--truth", tmp_path / "truth.json")
     assert len(table(reader, "queries", "")) == 2
 
