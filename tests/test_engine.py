@@ -257,9 +257,11 @@ def test_checkpoints_load_in_stock_torchreid_with_no_missing_or_unexpected_key(m
 
 def test_channels_last_trains_the_same_to_rounding_and_its_checkpoint_loads(make_engine, run_engine):
     options = ("privacy.deid.enabled", True, "privacy.adversary.enabled", True)
-    losses = {}
+    losses, starts = {}, {}
     for layout in (False, True):
         engine = make_engine(*options, "train.channels_last", layout)
+        assert engine.model.training
+        starts[layout] = {name: value.clone() for name, value in engine.model.state_dict().items()}
         seen, inputs = record_losses(engine), []
         convolutions = [one for one in engine.model.modules() if isinstance(one, nn.Conv2d)]
         for one in convolutions:  # of one channel or one pixel every layout is channels last
@@ -272,6 +274,7 @@ def test_channels_last_trains_the_same_to_rounding_and_its_checkpoint_loads(make
         assert wide
         assert all(made.is_contiguous(memory_format=torch.channels_last) == layout for made in wide)
         losses[layout] = seen
+    assert all(torch.equal(value, starts[True][name]) for name, value in starts[False].items())  # batch norms, too
     for key, value in losses[False][0].items():
         assert losses[True][0][key] == pytest.approx(value, rel=1e-4), key
     path = f"{engine.cfg.data.save_dir}/model/model.pth.tar-1"

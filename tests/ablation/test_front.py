@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ppreid_plugin.ablation import front
 from ppreid_plugin.ablation.front import front_picture, fronts, undominated
 from ppreid_plugin.ablation.table import summarize
 
@@ -71,3 +72,20 @@ def test_the_picture_has_every_row_in_every_panel_and_no_date():
     assert b"<dc:date>" not in picture
     assert picture.count(b"<!-- mild -->") == len(LEAKAGES)
     assert front_picture(summary(base=(0.77, 1.0), mild=(0.75, 0.6)), "cosine") is None
+
+
+def test_the_picture_joins_the_front_over_leakage_and_marks_who_is_not_on_it(monkeypatch):
+    rows = {"worse": (0.74, 0.7, 0.4), "base": (0.77, 1.0, 0.5), "strong": (0.6, 0.2, 0.1), "mild": (0.75, 0.6, 0.3)}
+    monkeypatch.setattr(front, "svg", lambda figure: figure)
+    axis = front_picture(summary(**rows), "cosine").axes[0]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("attributes, mean leakage (%)", "mAP, cosine (%)")
+    *points, joined = axis.lines
+    drawn = {text.get_text(): (text.xy, point) for text, point in zip(axis.texts, points, strict=True)}
+    for name, (mean_ap, leakage, _) in rows.items():
+        place, point = drawn[name]
+        assert place == (point.get_xdata()[0], point.get_ydata()[0]) == (100 * leakage, 100 * mean_ap)
+    on_front = ["strong", "mild", "base"]
+    assert joined.get_xydata().tolist() == [list(drawn[name][0]) for name in on_front]
+    looks = {name: (point.get_color(), point.get_marker()) for name, (_, point) in drawn.items()}
+    assert {looks[name] for name in on_front} == {looks["base"]}
+    assert looks["base"][0] == joined.get_color() != looks["worse"][0]

@@ -1,5 +1,6 @@
 """The component: what it adds to the loss, what learns, what is saved, and that it does what it is for."""
 
+import copy
 import logging
 
 import numpy as np
@@ -125,6 +126,30 @@ def test_commitment_moves_the_rows_and_the_following_moves_the_codebook(monkeypa
     assert grads[0.0][1].norm() > 1e-3
 
 
+def test_the_mechanism_codebook_has_sets_of_one(monkeypatch):
+    monkeypatch.setattr(release_aware, "_LEAST_START_ROWS", 64)
+    features, pids = people(seed=9)
+    terms = {
+        (mechanism, set_size): started(built(ReleaseAware(mechanism, codewords=16, set_size=set_size)))
+        .loss_terms(batch_of(features, pids))["loss_aware"]
+        .item()
+        for mechanism, set_size in (("codebook", 3), ("prior_subset", 1), ("prior_subset", 3))
+    }
+    assert terms["codebook", 3] == terms["prior_subset", 1] != terms["prior_subset", 3]
+
+
+def test_the_codebooks_gradient_is_that_of_the_batch_alone(monkeypatch):
+    """torchreid clears the gradients of its own optimizer only."""
+    part = started(small_codebook(monkeypatch))
+    for seed in (9, 10):
+        fresh = copy.deepcopy(part)  # its parameters have no gradient yet
+        for one in (part, fresh):
+            features, pids = people(seed=seed)
+            one.loss_terms(batch_of(features, pids))["loss_aware"].backward()
+        for level, wanted in zip(part.state.codebook.levels, fresh.state.codebook.levels, strict=True):
+            assert torch.equal(level.grad, wanted.grad)
+
+
 def test_only_its_own_step_moves_the_codebook(monkeypatch):
     part = started(small_codebook(monkeypatch))
     before = [level.detach().clone() for level in part.state.codebook.levels]
@@ -193,14 +218,15 @@ def test_it_trains_resumes_and_goes_on_as_if_never_stopped(make_engine, run_engi
     assert len(again.components[0].trainables()) == 1
 
 
-def test_draws_differ_from_batch_to_batch_and_not_from_run_to_run():
+def test_draws_differ_from_batch_to_batch_and_rank_to_rank_and_not_from_run_to_run(monkeypatch):
     features, pids = people()
     runs = []
-    for seed in (1, 1, 2):
+    for seed, rank in ((1, 0), (1, 0), (2, 0), (1, 1)):
+        monkeypatch.setattr(release_aware.ranks, "rank", lambda rank=rank: rank)
         part = built(ReleaseAware("privunit_g", seed=seed))
         runs.append([next(iter(part.loss_terms(batch_of(features, pids)).values())).item() for _ in range(3)])
-    assert runs[0] == runs[1] != runs[2]
-    assert len(set(runs[0])) == 3
+    assert runs[0] == runs[1]
+    assert len({term for run in runs for term in run}) == 9
 
 
 def test_budgets_of_the_range_reach_the_mechanism(monkeypatch):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from planted import accuracy, identities, planted
 
 from ppreid_plugin.leakage import ATTACKS, Attack, Figure, measure_leakage
-from ppreid_plugin.leakage.known_people import known_half, split_known
+from ppreid_plugin.leakage.known_people import known_half, split_known, stronger
 
 FAMILY = {"attacks": ["attributes"], "seeds": 1}
 
@@ -65,6 +65,13 @@ def test_the_stronger_is_found_for_each_figure_alone_and_without_clean_features_
     assert found["score"] - found["floor"] > found["weaker"]["score"] - found["weaker"]["floor"]
 
 
+def test_where_one_leakage_is_not_available_the_distance_from_the_floor_counts():
+    known, unknown = {"score": 0.9, "floor": 0.8, "leakage": 0.5}, {"score": 0.7, "floor": 0.5, "leakage": None}
+    for train, gallery, by in ((known, unknown, "gallery"), (unknown, known, "train")):
+        found = stronger({"train": train, "gallery": gallery})
+        assert (found["learn_from"], found["leakage"]) == (by, None)
+
+
 class Names(Attack):
     """Keeps the people that it learned from and attacked."""
 
@@ -98,6 +105,7 @@ def test_the_same_people_are_known_on_both_sides_though_a_release_holds_fewer(mo
         assert learned == {pid for pid in clean_learned if pid > 3}
         assert attacked == {pid for pid in clean_attacked if pid > 3}
         assert clean_learned | clean_attacked == set(range(1, 11))
+        assert len(clean_learned) == 5  # half of all people, not of those that the release holds
     assert Names.seen[1][1] != Names.seen[3][1]
 
 

@@ -1,6 +1,7 @@
 """Members, folds and restarts: nobody steps on whom he attacks, runs repeat, old settings mean the same."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -97,6 +98,30 @@ def test_held_out_people_alone_give_a_gradient_and_their_loss_is_logged(tmp_path
     assert figures["held_out_loss_adversary_camera"] == pytest.approx(-term.item() / 2, rel=1e-5)
 
 
+def test_the_loss_on_held_out_people_weighs_classes_alike_and_leaves_out_the_unknown(tmp_path):
+    settings = {"input": "feature", "people": "held_out", "held_out_people": 0.8, "attributes": ["gender", "hair"]}
+    _, _, adversary, batch = setup("attributes", tmp_path, weight=0.0, **settings)
+    (member,) = adversary.members
+    attacked = member.attacks[batch.pids]
+    losses = adversary.sample_losses(member.module(batch.features), batch)[attacked].detach()
+    weights = adversary.sample_weights(batch)[attacked]
+    assert (weights == 0).any()
+    wanted = ((losses * weights).sum(0) / weights.sum(0)).mean().item()
+    adversary.loss_terms(batch)
+    assert adversary.finish_step(batch)["held_out_loss_adversary_attributes"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_chance_is_that_of_the_labels_that_are_known(tmp_path, monkeypatch):
+    settings = {"input": "feature", "people": "all", "attributes": ["gender", "hair"]}
+    _, _, adversary, batch = setup("attributes", tmp_path, **settings)
+    seen = []
+    monkeypatch.setattr(adversary.guard, "watch", lambda **figures: seen.append(figures["chance"]))
+    for pid in (4, 5):  # gender and hair, gender alone
+        adversary.loss_terms(one_person(batch, pid))
+        adversary.finish_step(one_person(batch, pid))
+    assert seen == pytest.approx([(math.log(2) + math.log(3)) / 2, math.log(2)])
+
+
 def test_identity_has_nobody_to_hold_out():
     with pytest.raises(ValueError, match="its labels are the people"):
         IdentityAdversary(people="cross_fit")
@@ -123,6 +148,18 @@ def test_the_term_of_an_ensemble_is_the_mean_of_its_members():
     assert len(set(terms)) == 3
     (term,) = adversary.loss_terms(batch).values()
     assert term.item() == pytest.approx(-sum(terms) / 3, rel=1e-5)
+
+
+def test_figures_are_means_over_the_members_before_their_first_step(tmp_path):
+    _, _, adversary, batch = setup("camera", tmp_path, input="feature", ensemble=3, people="all", steps=3)
+    made = [member.module(batch.features).detach() for member in adversary.members]
+    balance = adversary.sample_weights(batch)
+    losses = [weighted_mean(adversary.sample_losses(one, batch), balance).item() for one in made]
+    hits = [(one.argmax(1) == batch.data["camid"]).float().mean().item() for one in made]  # cameras have equal shares
+    adversary.loss_terms(batch)
+    figures = adversary.finish_step(batch)
+    assert figures["loss_adversary_camera"] == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert figures["acc_adversary_camera"] == pytest.approx(100 * sum(hits) / 3, rel=1e-5)
 
 
 def restarts(epochs, **settings):

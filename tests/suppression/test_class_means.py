@@ -109,6 +109,10 @@ def test_nothing_is_pushed_before_the_bank_is_full_nor_at_weight_0(people):
     assert watching.finish_step(None)["erasure_distance"] > 0
 
 
+def test_the_bank_is_no_larger_than_the_training_split(people):
+    assert (len(make(people).state.rows), len(make(people, bank=5).state.rows)) == (12, 5)
+
+
 def test_the_bank_keeps_the_latest_rows():
     state = FeatureBank(1, 5)
     for start, size in ((0, 3), (3, 4), (7, 9), (16, 1)):

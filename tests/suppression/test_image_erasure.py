@@ -79,6 +79,10 @@ def test_nothing_is_pushed_before_the_bank_is_full_nor_at_weight_0():
     assert watching.finish_step(None)["image_erasure_covariance"] > 0
 
 
+def test_the_bank_is_no_larger_than_the_training_split():
+    assert (len(make(4096).state.rows), len(make(5).state.rows)) == (12, 5)
+
+
 def test_what_is_shown_goes_and_what_is_not_stays():
     """Features hold two codes, images show the first: it is no longer found, the second as ever."""
     torch.manual_seed(0)
