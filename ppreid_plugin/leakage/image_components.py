@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
@@ -29,15 +31,7 @@ def image_components(images: RowImages, count: int, *, head: bool = False) -> np
         ValueError: a count out of range.
         ImageError: a file that cannot be read.
     """
-    require_whole("count", count, most=min(len(images) - 1, HEIGHT * WIDTH * 3), hint="of image components")
-    if head:
-        pixels = images.load(HEIGHT * _FINE, WIDTH * _FINE)[:, : HEIGHT * _FINE // HEAD]
-    else:
-        pixels = images.load(HEIGHT, WIDTH)
-    offsets = pixels.reshape(len(images), -1) / 255.0
-    offsets -= offsets.mean(axis=0)
-    _, vectors = np.linalg.eigh(offsets.T @ offsets)
-    return offsets @ vectors[:, : -count - 1 : -1]
+    return _components(images, {head: count})[0]
 
 
 def named_components(rows: LeakageSet, count: int, head_count: int) -> npt.NDArray[np.float64] | None:
@@ -47,6 +41,20 @@ def named_components(rows: LeakageSet, count: int, head_count: int) -> npt.NDArr
         ValueError: rows without images, or a count out of range.
         ImageError: a file that cannot be read.
     """
-    counts = ((count, False), (head_count, True))
-    parts = [image_components(rows.pictures, many, head=head) for many, head in counts if many]
-    return np.concatenate(parts, axis=1) if parts else None
+    counts = {head: many for head, many in ((False, count), (True, head_count)) if many}
+    return np.concatenate(_components(rows.pictures, counts), axis=1) if counts else None
+
+
+def _components(images: RowImages, counts: Mapping[bool, int]) -> list[npt.NDArray[np.float64]]:
+    """Return so many components of each kind, by whether they are of the head; each image is read once."""
+    for count in counts.values():
+        require_whole("count", count, most=min(len(images) - 1, HEIGHT * WIDTH * 3), hint="of image components")
+    sizes = [(HEIGHT * _FINE, WIDTH * _FINE) if head else (HEIGHT, WIDTH) for head in counts]
+    found = []
+    for (head, count), pixels in zip(counts.items(), images.load_sizes(sizes), strict=True):
+        shown = pixels[:, : HEIGHT * _FINE // HEAD] if head else pixels
+        offsets = shown.reshape(len(images), -1) / 255.0
+        offsets -= offsets.mean(axis=0)
+        _, vectors = np.linalg.eigh(offsets.T @ offsets)
+        found.append(offsets @ vectors[:, : -count - 1 : -1])
+    return found

@@ -49,12 +49,20 @@ class RowImages(ABC):
         Raises:
             ImageError: a file that cannot be read.
         """
-        loaded = np.empty((len(self), height, width, 3), dtype=np.uint8)
+        return self.load_sizes([(height, width)])[0]
+
+    def load_sizes(self, sizes: Sequence[tuple[int, int]]) -> list[Pixels]:
+        """Return all images at each of several sizes (height, width), as `load` does; each image is read once.
+
+        Raises:
+            ImageError: a file that cannot be read.
+        """
+        loaded = [np.empty((len(self), height, width, 3), dtype=np.uint8) for height, width in sizes]
         for place in range(len(self)):
             image = self._read(place)
-            if image.size != (width, height):
-                image = image.resize((width, height), Image.Resampling.BILINEAR)
-            loaded[place] = np.asarray(image)
+            for (height, width), into in zip(sizes, loaded, strict=True):
+                fits = image.size == (width, height)
+                into[place] = np.asarray(image if fits else image.resize((width, height), Image.Resampling.BILINEAR))
         return loaded
 
     @abstractmethod

@@ -1,10 +1,14 @@
 """The command that fits concept erasure: what it writes is what the library of the transform fits, and errors."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.decomposition import PCA
 
 from ppreid_plugin import cli
+from ppreid_plugin.data.images import read_image
 from ppreid_plugin.dp.transforms import build_transform
 from ppreid_plugin.leakage import ArrayImages, Leace, image_components
 from ppreid_plugin.leakage.erasure_command import erase_command
@@ -100,6 +104,23 @@ def test_head_components_beside_image_components(train, tmp_path, capsys):
     images = ArrayImages(np.load(path)["images"])
     numbers = np.concatenate([image_components(images, 2), image_components(images, 1, head=True)], axis=1)
     wanted = Leace(center=True).fit_concepts(train[1], numbers=numbers)
+    np.testing.assert_allclose(erased.transform(train[1]), wanted.transform(train[1]), atol=1e-9)
+
+
+def test_each_image_file_is_read_once_for_whole_images_and_heads(train, tmp_path, monkeypatch):
+    path, _ = shown(tmp_path, train[0])
+    arrays = dict(np.load(path))
+    names = [f"{place:04d}.png" for place in range(len(arrays["pids"]))]
+    for name, pixels in zip(names, arrays.pop("images"), strict=True):
+        Image.fromarray(pixels).save(tmp_path / name)
+    np.savez(tmp_path / "files.npz", **arrays, row_ids=np.array(names))
+    read = []
+    where = "ppreid_plugin.leakage.images.read_image"
+    monkeypatch.setattr(where, lambda name: read.append(Path(name).name) or read_image(name))
+    flags = ["--image-components", "2", "--head-components", "1", "--out", str(tmp_path / "leace.safetensors")]
+    erased = erase_command(["--train", str(tmp_path / "files.npz"), "--images-root", str(tmp_path), *flags])
+    assert sorted(read) == names
+    wanted = erase_command(["--train", str(path), *flags])
     np.testing.assert_allclose(erased.transform(train[1]), wanted.transform(train[1]), atol=1e-9)
 
 
