@@ -23,7 +23,6 @@ from .. import build
 from ..arguments import engine_run_arguments
 from ..checkpoint import resume
 from ..cli import tee
-from ..data.validation import VALIDATION
 from ..dp.feature_files import model_fingerprint
 from ..report.record import environment, result_to_dict, write_json
 from ..report.training_curves import write_training_curves
@@ -101,8 +100,8 @@ def train(cfg: CfgNode, folder: Path) -> dict[str, Any]:
             engine.epoch = cfg.train.start_epoch - 1  # where nothing is left to train, torchreid saves under this one
             print(f"Continuing after epoch {epoch} of {cfg.train.max_epoch}")
         _keep_every_epoch(engine, folder / _KEPT)
-        if cfg.test.eval_freq < 0:
-            _evaluate_held_out_people_alone(engine)
+        if cfg.test.eval_freq <= 0:  # nothing is chosen: features are extracted and measured later, once
+            engine.test = lambda *args, **kwargs: 0.0
         engine.run(**engine_run_arguments(cfg))
     write_training_curves(folder)
     best = folder / "model" / "model-best.pth.tar"
@@ -119,13 +118,6 @@ def train(cfg: CfgNode, folder: Path) -> dict[str, Any]:
     write_json(record, folder / TRAINED)
     shutil.rmtree(folder / _KEPT, ignore_errors=True)
     return record
-
-
-def _evaluate_held_out_people_alone(engine: Any) -> None:
-    """Leave the targets out of the evaluation after training: their features are extracted and measured later, once."""
-    engine.test_loader = {name: loaders for name, loaders in engine.test_loader.items() if name == VALIDATION}
-    if not engine.test_loader:
-        engine.test = lambda *args, **kwargs: 0.0
 
 
 def _continue(engine: Any, kept: Path, epoch: int) -> int:
