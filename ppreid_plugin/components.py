@@ -118,6 +118,9 @@ class Component:
     def begin_epoch(self, epoch: int) -> None:
         """Prepare for the epoch (from 0)."""
 
+    def start_at_once(self) -> None:
+        """Give from the next batch on what is else given after many batches: steps are timed then, not learned from."""
+
     def finish_epoch(self, epoch: int) -> None:
         """Look back on the epoch (from 0); a checkpoint may be written next."""
 

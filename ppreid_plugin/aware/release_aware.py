@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ranks
-from ..components import Batch, Component, Context, Trainable
+from ..components import Batch, Component, Context, Trainable, isolated_rng
 from ..distributed import share_module
 from ..number_checks import require_not_negative, require_positive
 from ..suppression.centering import RunningCenter
@@ -159,6 +159,13 @@ class ReleaseAware(Component):
             rows = state.center(batch.features)
             loss = self._loss(rows, batch.pids, draw_epsilon(self.epsilon_min, self.epsilon_max, generator), generator)
         return {} if loss is None or self.weight == 0 else {"loss_aware": self.weight * loss}
+
+    def start_at_once(self) -> None:
+        """Start the codebook from random rows."""
+        if (codebook := self._state.codebook) is not None:
+            with isolated_rng(self.seed):
+                drawn = torch.randn(self._start_rows, len(self._state.center.mean))
+            codebook.start(F.normalize(drawn, dim=1), self.seed)
 
     def finish_step(self, batch: Batch) -> dict[str, float]:
         """Step the codebook with the gradients of the joint backward pass."""

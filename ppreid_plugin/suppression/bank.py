@@ -62,6 +62,10 @@ class BankedComponent(Component):
         """Center and bank, saved with the checkpoint: a resumed run goes on with the same rows."""
         return {self.name: Trainable(self._state)}
 
+    def start_at_once(self) -> None:
+        """Take the bank for full, of zeros."""
+        self._state.seen.fill_(len(self._state.rows))
+
     def finish_step(self, batch: Batch) -> dict[str, float]:
         """Return the figures of the step's loss."""
         return self._figures
