@@ -14,7 +14,8 @@ from yacs.config import CfgNode
 from ..config import get_option
 from ..dp.feature_files import model_fingerprint
 from ..options import OPTIONS
-from ..suppression.adversary_settings import AdversarySpec
+from ..suppression.adversary import ADVERSARIES
+from ..suppression.adversary_settings import AdversarySpec, settings_of
 from .plan import Measures
 
 # keys that change nothing of what training makes, but for rounding
@@ -60,7 +61,9 @@ def training_key(cfg: CfgNode) -> str:
     """
     disabled = [part for part, node in cfg.privacy.items() if not node.get("enabled", True)]
     left_out = [*_NOT_TRAINING, *(f"privacy.{part}." for part in disabled)]
-    learned = cfg.privacy.adversary.enabled and any(n.startswith("attributes") for n in cfg.privacy.adversary.names)
+    specs = AdversarySpec.parse_all(cfg.privacy.adversary.names) if cfg.privacy.adversary.enabled else []
+    kinds = [ADVERSARIES.get(spec.kind, key="privacy.adversary.names") for spec in specs]
+    learned = any("labels" in settings_of(kind) for kind in kinds)
     erased = cfg.privacy.erasure.enabled and not cfg.privacy.erasure.labels
     if not learned:
         left_out.append("privacy.adversary.labels")
@@ -72,8 +75,8 @@ def training_key(cfg: CfgNode) -> str:
     values = {"version": __version__, **_values(cfg, keys)}
     if cfg.privacy.validation.ids_fraction and cfg.test.eval_freq > 0:
         values["choice"] = _values(cfg, list(_CHOICE))
-    specs = AdversarySpec.parse_all(cfg.privacy.adversary.names) if cfg.privacy.adversary.enabled else []
-    if own := [_content(str(spec.options["labels"])) for spec in specs if "labels" in spec.options]:
+    given = [cfg.privacy.adversary.kwargs, *(spec.options for spec in specs)] if specs else []
+    if own := [_content(str(options["labels"])) for options in given if "labels" in options]:
         values["labels"] = own
     return digest(values)
 

@@ -4,6 +4,7 @@ import pytest
 import yaml
 from ablation_cases import OPTIONS as OPTIONS_OF_ALL
 from ablation_cases import ROWS, preset
+from yacs.config import CfgNode
 
 from ppreid_plugin.ablation import Measures, Row, load_plan
 from ppreid_plugin.ablation.keys import features_key, measured_key, training_key
@@ -11,6 +12,7 @@ from ppreid_plugin.ablation.plan import WITHOUT_EFFECT
 from ppreid_plugin.ablation.runner import Runner
 from ppreid_plugin.config import ConfigError, get_default_config, get_option
 from ppreid_plugin.options import OPTIONS
+from ppreid_plugin.suppression import ADVERSARIES, AttributesAdversary
 
 
 def derived(**entry):
@@ -180,12 +182,15 @@ def test_every_option_changes_the_work_or_is_refused():
     assert same - set(WITHOUT_EFFECT) == harmless
 
 
-def test_label_files_count_by_content_however_they_are_named(tmp_path):
+def test_label_files_count_by_content_however_they_are_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(ADVERSARIES._entries, "own", type("Own", (AttributesAdversary,), {}))  # from outside
     labels = tmp_path / "l.csv"
     for written in (
         {"labels": str(labels)},
         {"labels": f"market1501={labels}"},
         {"labels": "other.csv", "names": [f"attributes:labels={labels}"]},
+        {"labels": str(labels), "names": ["identity", "own"]},
+        {"labels": "other.csv", "kwargs": CfgNode({"labels": str(labels)})},
     ):
         cfg = get_default_config()
         cfg.privacy.adversary.enabled, cfg.privacy.adversary.names = True, ["attributes"]
