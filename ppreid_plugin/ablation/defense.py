@@ -33,11 +33,13 @@ class Defense(ABC):
             the same draws.
         cosine_only: whether the gallery may be matched by cosine only.
         attributes: those that it names, which the labels must have.
+        all_attributes: whether it takes out all that are probed, so that some must be.
     """
 
     random: ClassVar[bool] = False
     cosine_only: ClassVar[bool] = False
     attributes: tuple[str, ...] = ()
+    all_attributes: bool = False
 
     def fit(self, train: LeakageSet) -> Self:
         """Learn what is needed from people outside the gallery; return self."""

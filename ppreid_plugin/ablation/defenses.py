@@ -118,7 +118,7 @@ class LeaceDefense(RowDefense):
 
     def __init__(self, attributes: str = "", image_components: int = 0, head_components: int = 0) -> None:
         self._named = _Named(attributes, image_components, head_components)
-        self.attributes = self._named.attributes
+        self.attributes, self.all_attributes = self._named.attributes, self._named.all_attributes
         self._leace = Leace()
 
     def fit(self, train: LeakageSet) -> Self:
@@ -150,7 +150,7 @@ class SuppressorDefense(RowDefense):
         self, attributes: str = "", image_components: int = 0, head_components: int = 0, **settings: Any
     ) -> None:
         self._named = _Named(attributes, image_components, head_components)
-        self.attributes = self._named.attributes
+        self.attributes, self.all_attributes = self._named.attributes, self._named.all_attributes
         self._suppressor = Suppressor(**settings)
 
     def fit(self, train: LeakageSet) -> Self:
@@ -171,11 +171,12 @@ class _Named:
         self.attributes = tuple(filter(None, attributes.split("+")))
         self.components = require_whole("image_components", components, least=0)
         self.head_components = require_whole("head_components", head_components, least=0)
+        self.all_attributes = not (self.attributes or self.components or self.head_components)
 
     def of(self, train: LeakageSet, who: str) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.float64] | None]:
         """Return the labels and the numbers of the training rows; None: nothing of this kind is named."""
         numbers = named_components(train, self.components, self.head_components)
-        return self._labels(train, who) if self.attributes or numbers is None else None, numbers
+        return self._labels(train, who) if self.attributes or self.all_attributes else None, numbers
 
     def _labels(self, train: LeakageSet, who: str) -> npt.NDArray[np.int64]:
         known = sorted(train.attributes)

@@ -109,6 +109,11 @@ class Runner:
         known = sorted({name for one in (self._people or {}).values() for name in one})
         for one in self.work:
             defense = self._defense(one)
+            if defense is not None and defense.all_attributes and not known:
+                raise ConfigError(
+                    f"row '{one.row.name}' takes out all attributes that are probed, and there are none. Give labels: "
+                    "--labels FILE"
+                )
             for name in defense.attributes if defense is not None else ():
                 if name not in known:
                     raise ConfigError(

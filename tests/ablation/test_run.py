@@ -371,13 +371,22 @@ def test_training_curves_are_drawn_and_the_choice_is_told(write_plan, flags, wor
     assert ablation_command(flags(last))["chosen_on"] == "nothing: the last epoch"
 
 
-def test_attributes_that_a_defense_names_are_looked_up_before_anything_is_trained(
-    write_plan, flags, pedestrians, tmp_path
+@pytest.mark.parametrize(
+    ("defense", "labeled", "message"),
+    [
+        ("leace:attributes=slevee", True, "takes out the attribute 'slevee'; probed are: .*Did you mean"),
+        ("leace", False, "takes out all attributes that are probed, and there are none. Give labels: --labels FILE"),
+        ("suppressor", False, "takes out all attributes that are probed, and there are none"),
+        ("leace:image_components=2,attributes=gender", False, "takes out the attribute 'gender'; probed are: none"),
+    ],
+)
+def test_attributes_that_a_defense_takes_out_are_looked_up_before_anything_is_trained(
+    write_plan, flags, pedestrians, tmp_path, defense, labeled, message
 ):
-    rows = [ROWS[0], {"name": "erased", "of": "baseline", "defense": "leace:attributes=slevee"}]
-    labels = pedestrians / "synthetic_pedestrians/attributes.csv"
-    plan = write_plan(rows, measures={**QUICK, "labels": str(labels)})
-    with pytest.raises(ConfigError, match="row 'erased' takes out the attribute 'slevee'; probed are: .*Did you mean"):
+    rows = [ROWS[0], {"name": "erased", "of": "baseline", "defense": defense}]
+    labels = str(pedestrians / "synthetic_pedestrians/attributes.csv") if labeled else ""
+    plan = write_plan(rows, measures={**QUICK, "labels": labels})
+    with pytest.raises(ConfigError, match=f"row 'erased' {message}"):
         ablation_command(flags(plan))
     assert not list(tmp_path.glob("out/training/*"))
 
