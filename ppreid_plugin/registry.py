@@ -134,13 +134,16 @@ def parse_options(parts: Iterable[str], *, what: str, example: str) -> dict[str,
     """Return the values of NAME=VALUE parts by name: Python literals or words; empty parts are passed over.
 
     Raises:
-        ValueError: a part that is not NAME=VALUE; ``what`` it belongs to is named, with an ``example``.
+        ValueError: a part that is not NAME=VALUE; ``what`` it belongs to is named, with an ``example``. A name given
+            twice.
     """
     options: dict[str, Any] = {}
     for part in filter(None, parts):
         key, separator, value = part.partition("=")
         if not separator or not key or not value:
             raise ValueError(f"{what}: '{part}' must be NAME=VALUE, such as {example}.")
+        if key in options:
+            raise ValueError(f"{what} gives '{key}' twice; give it once.")
         try:
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

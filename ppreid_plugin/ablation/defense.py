@@ -15,10 +15,9 @@ import numpy.typing as npt
 import torch
 from typing_extensions import Self
 
-from ..dp.spec import MechanismSpec
 from ..evaluation import Extracted
 from ..leakage import LeakageSet
-from ..registry import Registry, check_arguments
+from ..registry import Registry, check_arguments, parse_options
 
 Matrix = npt.NDArray[np.float32]
 
@@ -79,17 +78,19 @@ def build_defense(text: str) -> Defense:
     """Return the defense that is written ``NAME:KEY=VALUE,...``, not fitted.
 
     Raises:
-        ValueError: an unknown name or argument, or a value out of range.
+        ValueError: an unknown name or argument, one given twice, or a value out of range.
 
     Example:
         >>> build_defense("quantize:bits=1").bits
         1
     """
-    spec = MechanismSpec.parse(text)
-    kind = DEFENSES.get(spec.name)
-    check_arguments(spec.options, [kind], key=f"defense '{text}'")
+    name, _, rest = text.partition(":")
+    what = f"defense '{text}'"
+    options = parse_options(rest.split(","), what=what, example="bits=1")
+    kind = DEFENSES.get(name)
+    check_arguments(options, [kind], key=what)
     try:
-        inspect.signature(kind).bind(**spec.options)
+        inspect.signature(kind).bind(**options)
     except TypeError as error:
-        raise ValueError(f"defense '{text}': {error}.") from None
-    return kind(**spec.options)
+        raise ValueError(f"{what}: {error}.") from None
+    return kind(**options)

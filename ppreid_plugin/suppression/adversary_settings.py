@@ -80,13 +80,8 @@ class AdversarySpec:
         specs: list[AdversarySpec] = []
         for text in map(str, names):
             kind, _, rest = text.partition(":")
-            parts = [part for part in rest.split("+") if part]
-            keys = [part.partition("=")[0] for part in parts]
             what = f"privacy.adversary.names '{text}'"
-            for key in keys:
-                if keys.count(key) > 1:
-                    raise ValueError(f"{what} gives '{key}' twice; give it once.")
-            options = parse_options(parts, what=what, example="identity:weight=0.1+input=reconstruction")
+            options = parse_options(rest.split("+"), what=what, example="identity:weight=0.1+input=reconstruction")
             earlier = [spec for spec in specs if spec.kind == kind]
             if any(spec.options == options for spec in earlier):
                 raise ValueError(

@@ -34,6 +34,8 @@ def derived(**entry):
         (derived(of="other"), "is of 'other', which is no row above"),
         (derived(of="baseline", defence="permute"), "unknown key 'defence'; allowed: .*Did you mean 'defense'"),
         (derived(of="baseline", defense="permut"), "Did you mean 'permute'"),
+        (derived(of="baseline", defense="quantize:bits"), "defense 'quantize:bits': 'bits' must be NAME=VALUE, such as"),
+        (derived(of="baseline", defense="quantize:bits=1,bits=2"), "defense 'quantize:.*' gives 'bits' twice"),
         ([*derived(of="baseline", defense="permute"), {"name": "c", "of": "other"}], "'other', which has a defense"),
         (derived(of="baseline", options=["a"]), "has options .'a'., must be a mapping"),
     ],

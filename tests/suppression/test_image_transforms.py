@@ -141,6 +141,7 @@ def test_what_training_spends_is_said_only_of_dp_pixelation():
         (["data.transforms_test", "['random_flip']"], "data.transforms_test is 'random_flip'; allowed: blur, color_q"),
         (["data.transforms", "['pixelate:block=4']"], "data.transforms 'pixelate' has 'block'; allowed: blocks"),
         (["data.transforms", "['pixelate:4']"], "data.transforms 'pixelate': '4' must be NAME=VALUE, such as blocks=8"),
+        (["data.transforms", "['pixelate:blocks=4+blocks=8']"], "'pixelate' gives 'blocks' twice; give it once"),
         (["data.transforms_test", "['noise:noise_std=0']"], "noise_std is 0, must be a finite number > 0"),
         (["data.transforms", "['dp_pixelate:epsilon=-1']"], "epsilon of dp_pixelate is -1, must be a finite number"),
         (["privacy.deid.loss", "mse:1,sim:2"], "privacy.deid.loss is 'sim'; allowed: l1, mse, ssim"),
