@@ -168,7 +168,7 @@ class _Named:
     """What a row names to be taken out: attributes, image components, or both."""
 
     def __init__(self, attributes: str, components: int, head_components: int) -> None:
-        self.attributes = tuple(filter(None, attributes.split("+")))
+        self.attributes = tuple(filter(None, str(attributes).split("+")))
         self.components = require_whole("image_components", components, least=0)
         self.head_components = require_whole("head_components", head_components, least=0)
         self.all_attributes = not (self.attributes or self.components or self.head_components)

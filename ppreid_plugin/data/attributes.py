@@ -24,6 +24,7 @@ from .checks import DataError
 ByPerson: TypeAlias = Mapping[int, Mapping[str, int]]
 
 UNKNOWN = -1  # label of an attribute that is not known
+_UNKNOWN_WORDS = {"", "nan", str(UNKNOWN)}  # how tables of people write it
 
 _COLORS = {"up_color": re.compile("^up(.+)$"), "down_color": re.compile("^down(.+)$")}
 _YES = 2
@@ -33,7 +34,7 @@ _PERSON_IN_NAME = re.compile(r"^(-?\d+)_c\d")  # 0002_c1s1_000451_03.jpg
 def load_attributes(path: str | Path) -> dict[int, dict[str, int]]:
     """Return labels from 0 by attribute, by pid, from any of the three files; -1: not known.
 
-    Words of a CSV file are numbered in sorted order; an empty cell is not known.
+    Words of a CSV file are numbered in sorted order; an empty cell, ``nan`` or -1 is not known.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or another one.
@@ -93,7 +94,8 @@ def attributes_by_pid(arrays: Mapping[str, np.ndarray], path: str) -> dict[int, 
     """Return labels by attribute, by pid, from the arrays ``pids`` and ``attr_<name>`` of a file.
 
     Raises:
-        ValueError: one of them is missing, they differ in length, or are no whole numbers; a pid stands twice.
+        ValueError: one of them is missing, they differ in length, or are no whole numbers; a label below -1; a pid
+            that stands twice.
     """
     columns = {name.removeprefix("attr_"): values for name, values in arrays.items() if name.startswith("attr_")}
     if "pids" not in arrays or not columns:
@@ -103,6 +105,12 @@ def attributes_by_pid(arrays: Mapping[str, np.ndarray], path: str) -> dict[int, 
         if values.shape != (len(pids),) or values.dtype.kind not in "iu":
             raise ValueError(
                 f"'{path}': {name} has shape {values.shape} and type {values.dtype}, must be ({len(pids)},), whole."
+            )
+    for name, values in columns.items():
+        if len(values) and values.min() < UNKNOWN:
+            raise ValueError(
+                f"'{path}': attr_{name} holds {values.min()}, must hold classes from 0, and {UNKNOWN} where it is not "
+                "known."
             )
     if len(np.unique(pids)) < len(pids):
         raise ValueError(f"'{path}': a pid stands twice. Give one line a person.")
@@ -191,9 +199,10 @@ def _load_csv(path: Path) -> dict[int, dict[str, int]]:
     people: dict[int, dict[str, int]] = {pid: {} for pid in pids}
     for name in names:
         words = [(row[name] or "").strip() for row in rows]
-        codes = {word: place for place, word in enumerate(sorted(set(words) - {""}))} | {"": UNKNOWN}
+        known = sorted(word for word in set(words) if word.lower() not in _UNKNOWN_WORDS)
+        codes = {word: place for place, word in enumerate(known)}
         for pid, word in zip(pids, words, strict=True):
-            people[pid][name] = codes[word]
+            people[pid][name] = codes.get(word, UNKNOWN)
     return people
 
 

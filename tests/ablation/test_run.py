@@ -377,6 +377,7 @@ def test_training_curves_are_drawn_and_the_choice_is_told(write_plan, flags, wor
         ("leace:attributes=slevee", True, "takes out the attribute 'slevee'; probed are: .*Did you mean"),
         ("leace", False, "takes out all attributes that are probed, and there are none. Give labels: --labels FILE"),
         ("suppressor", False, "takes out all attributes that are probed, and there are none"),
+        ("leace:attributes=3", True, "takes out the attribute '3'; probed are: "),
         ("leace:image_components=2,attributes=gender", False, "takes out the attribute 'gender'; probed are: none"),
     ],
 )

@@ -19,15 +19,19 @@ def test_words_of_the_generated_pedestrians_become_numbers_in_sorted_order(pedes
             assert read[pid][name] == (codes.index(labels[name]) if labels[name] else -1)
 
 
-def test_an_empty_cell_of_a_csv_is_not_known(tmp_path):
+@pytest.mark.parametrize("cell", ["", " ", "nan", "NaN", "-1"])
+def test_a_cell_of_a_csv_that_holds_nothing_is_not_known(tmp_path, cell):
     path = tmp_path / "people.csv"
-    path.write_text("pid,hair,hat\n3,short,\n5,long,yes\n")
+    path.write_text(f"pid,hair,hat\n3,short,{cell}\n5,long,yes\n")
     assert load_attributes(path) == {3: {"hair": 1, "hat": -1}, 5: {"hair": 0, "hat": 0}}
 
 
 def test_arrays_of_an_npz(tmp_path):
     np.savez(tmp_path / "people.npz", pids=np.array([4, 9]), attr_age=np.array([2, -1]))
     assert load_attributes(tmp_path / "people.npz") == {4: {"age": 2}, 9: {"age": -1}}
+    np.savez(tmp_path / "people.npz", pids=np.array([4, 9]), attr_age=np.array([2, -9]))
+    with pytest.raises(ValueError, match=r"people.npz': attr_age holds -9, must hold classes from 0, and -1 where it"):
+        load_attributes(tmp_path / "people.npz")
 
 
 @pytest.mark.parametrize(
