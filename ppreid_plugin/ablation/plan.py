@@ -291,6 +291,11 @@ def _measures(given: Mapping[str, Any], path: Path) -> Measures:
         raise ConfigError(f"{path}: measures.attack_seeds, deid_steps and inversion_steps must be >= 1.")
     if bool(made.judge) != bool(made.judge_weights):
         raise ConfigError(f"{path}: measures.judge and judge_weights belong together, such as: judge: osnet_x1_0")
+    if made.judge and "reconstruction" not in made.attacks:
+        raise ConfigError(
+            f"{path}: measures.judge is {made.judge}, which looks at reconstructions, and measures.attacks has none. "
+            "Add reconstruction to measures.attacks, or leave the judge out."
+        )
     attacks_by_source(made.learn_from, {name: ATTACKS.get(name, key="measures.attacks") for name in made.attacks})
     if "attributes" in made.attacks and not made.labels:
         raise ConfigError(

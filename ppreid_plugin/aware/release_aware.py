@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from .. import ranks
 from ..components import Batch, Component, Context, Trainable, isolated_rng
 from ..distributed import share_module
-from ..number_checks import require_not_negative, require_positive
+from ..number_checks import require_not_negative, require_positive, require_whole
+from ..registry import closest
 from ..suppression.centering import RunningCenter
 from .codebook import LearnedCodebook, checked_sizes, expected_gain, set_mean
 from .contrastive import supervised_contrastive
@@ -99,15 +100,20 @@ class ReleaseAware(Component):
         seed: int = 1,
     ) -> None:
         if mechanism not in MECHANISMS:
-            raise ValueError(f"privacy.aware.mechanism is {mechanism!r}; allowed: {', '.join(MECHANISMS)}.")
+            raise ValueError(
+                f"privacy.aware.mechanism is {mechanism!r}; allowed: {', '.join(MECHANISMS)}."
+                f"{closest(str(mechanism), list(MECHANISMS))}"
+            )
         check_range(epsilon_min, epsilon_max)
         require_positive("privacy.aware.temperature", temperature, hint="such as 0.3")
         require_positive("privacy.aware.assignment_temperature", assignment_temperature, hint="such as 0.05")
         require_positive("privacy.aware.lr", lr, hint="such as 0.001")
         for key, value in (("weight", weight), ("commitment", commitment), ("usage", usage)):
             require_not_negative(f"privacy.aware.{key}", value)
+        for key, number in (("codewords", codewords), ("levels", levels)):
+            require_whole(f"privacy.aware.{key}", number)
         self.has_codebook = mechanism in CODEBOOKS
-        self.set_size = 1 if mechanism == "codebook" else set_size
+        self.set_size = 1 if mechanism == "codebook" else require_whole("privacy.aware.set_size", set_size)
         self._noise: ReleaseNoise | None = None
         if mechanism in ADDITIVE:
             self._noise = ReleaseNoise(mechanism, delta=delta)

@@ -98,10 +98,12 @@ def take(batch: Batch, rows: Tensor | None) -> Batch:
         return batch
     data = {}
     for key, value in batch.data.items():
-        if isinstance(value, Tensor) and len(value) and len(batch.pids) % len(value) == 0:
+        if isinstance(value, Tensor) and value.ndim and len(value) and len(batch.pids) % len(value) == 0:
             # a video's clips have one label for all of their images
             each = value.repeat_interleave(len(batch.pids) // len(value), dim=0) if key != "img" else value
             data[key] = each[rows.to(value.device)] if len(each) == len(batch.pids) else value
+        elif isinstance(value, (list, tuple)) and len(value) == len(batch.pids):
+            data[key] = [value[row] for row in rows.tolist()]
     nothing = batch.features.detach()[:0]
     return dataclasses.replace(
         batch, images=batch.images[rows], pids=batch.pids[rows], features=nothing, feature_map=None, data=data

@@ -323,6 +323,10 @@ def test_the_usage_term_keeps_vectors_in_use_and_commitment_joins_a_persons_imag
     ("call", "message"),
     [
         (lambda: ReleaseAware("laplace"), "privacy.aware.mechanism is 'laplace'; allowed: codebook, prior_subset,"),
+        (lambda: ReleaseAware("gausian"), "Did you mean 'gaussian'"),
+        (lambda: ReleaseAware(set_size=2.5), "privacy.aware.set_size is 2.5, must be a whole number >= 1"),
+        (lambda: ReleaseAware(codewords=64.5), "privacy.aware.codewords is 64.5, must be a whole number >= 1"),
+        (lambda: ReleaseAware(levels=0), "privacy.aware.levels is 0, must be a whole number >= 1"),
         (lambda: ReleaseAware(weight=-1.0), "privacy.aware.weight is -1.0, must be a finite number >= 0"),
         (lambda: ReleaseAware(temperature=0.0), "privacy.aware.temperature is 0.0, must be a finite number > 0"),
         (lambda: ReleaseAware(assignment_temperature=0), "privacy.aware.assignment_temperature is 0, must be a finite"),

@@ -66,12 +66,14 @@ def test_it_learns_to_reconstruct_what_it_has_seen(source, tmp_path):
     assert figures["psnr_adversary_image"] == pytest.approx(10 * np.log10(1 / error), rel=1e-5)
 
 
-def test_rows_keep_their_images_labels_and_cameras(tmp_path):
+def test_rows_keep_their_images_labels_cameras_and_files(tmp_path):
     _, _, _, batch = setup("image", tmp_path)
+    batch.data["weight"] = torch.tensor(1.0)  # of no row
     part = take(batch, torch.tensor([7, 2]))
     assert torch.equal(part.images, batch.images[[7, 2]])
     assert part.pids.tolist() == batch.pids[[7, 2]].tolist()
     assert part.data["camid"].tolist() == batch.data["camid"][[7, 2]].tolist()
+    assert part.data["impath"] == [batch.data["impath"][7], batch.data["impath"][2]]
     # a clip of three images has one camera
     batch.data["camid"] = torch.tensor([0, 1, 2, 3])
     assert take(batch, torch.tensor([2, 3, 11])).data["camid"].tolist() == [0, 1, 3]
