@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from typing_extensions import Self
 
+from ..data.validation import some_places
 from ..dp.gallery import DPGallery
 from ..dp.spec import MechanismSpec
 from ..evaluation import Extracted, protected_sets
@@ -118,8 +119,9 @@ class DPDefense(Defense):
         return made
 
     def fit(self, train: LeakageSet) -> Self:
-        """Fit transform and codebook."""
-        self.gallery.fit(torch.from_numpy(train.features), train.pids)
+        """Fit transform and codebook, on as many rows as the component says and on those that an engine takes."""
+        some = train.take(some_places(len(train), self.gallery.fit_images, self.gallery.seed))
+        self.gallery.fit(torch.from_numpy(some.features), some.pids)
         return self
 
     def protect(self, rows: LeakageSet, seed: int) -> LeakageSet:

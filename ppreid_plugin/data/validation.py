@@ -100,14 +100,18 @@ def training_set_for_features(datamanager: Any, max_images: int = 0, seed: int =
         seed: seed of the subset.
     """
     trainset = datamanager.train_loader.dataset
-    items = list(trainset.train)
-    if 0 < max_images < len(items):
-        keep = np.sort(np.random.default_rng(seed).choice(len(items), max_images, replace=False))
-        items = [items[i] for i in keep]
+    items = [trainset.train[place] for place in some_places(len(trainset.train), max_images, seed)]
     like = next(iter(datamanager.test_loader.values()))["query"]
     # a loader draws a seed from torch's global generator unless it has one of its own: training must not notice
     generator = torch.Generator().manual_seed(seed)
     return loader_like(like, _with_items(trainset, items, datamanager), generator=generator)
+
+
+def some_places(count: int, most: int, seed: int) -> np.ndarray:
+    """Return the places of ``most`` of ``count`` items, drawn by the seed, in order; all of them for 0."""
+    if not 0 < most < count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
 
 
 def split_query_gallery(items: list[Item], *, exclude_same_camera: bool) -> tuple[list[Item], list[Item]]:

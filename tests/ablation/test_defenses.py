@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from ppreid_plugin.ablation import DEFENSES, Defense, register_defense
 from ppreid_plugin.ablation.defense import build_defense
+from ppreid_plugin.ablation.gallery_defenses import DPDefense
+from ppreid_plugin.dp.gallery import DPGallery
 from ppreid_plugin.evaluation import Extracted
 from ppreid_plugin.leakage import LeakageSet
 from ppreid_plugin.retrieval import evaluate
@@ -139,6 +141,21 @@ def test_the_dp_defense_draws_by_seed_and_costs_utility_by_its_budget():
     assert mean_ap(1) < mean_ap(200) <= 1
     _, gallery = defense.matched(extracted(some), extracted(some), seed=2)
     assert gallery.features.numpy() == pytest.approx(other, abs=1e-6)  # what is matched is what is attacked
+
+
+def test_a_gallery_is_fitted_on_as_many_training_rows_as_it_says():
+    some = rows()
+    made = {}
+    for name, images in (("defense", 20), ("by hand", 0), ("all", 0)):
+        gallery = DPGallery("gaussian", epsilon=8, transform="center", fit_images=images, seed=3)
+        if name == "by hand":  # as the engine's training_set_for_features draws them
+            keep = np.random.default_rng(3).choice(60, 20, replace=False)
+            gallery.fit(torch.from_numpy(some.features[keep]), some.pids[keep])
+        else:
+            DPDefense.of(gallery).fit(some)
+        made[name] = gallery.transform(torch.from_numpy(some.features)).numpy()
+    assert made["defense"] == pytest.approx(made["by hand"], abs=1e-6)
+    assert not np.allclose(made["defense"], made["all"], atol=1e-3)
 
 
 def test_row_defenses_tell_attackers_what_their_own_rows_were():
