@@ -16,7 +16,7 @@ import numpy as np
 
 from . import build, ranks
 from .config import ConfigError, disable_privacy
-from .data.validation import VALIDATION, training_set_for_features
+from .data.validation import VALIDATION, held_out_set_for_features, training_set_for_features
 from .dp.feature_files import model_fingerprint, save_features
 from .evaluation import Extracted
 from .extracting import extract
@@ -59,13 +59,13 @@ def extract_splits(
     train = training_set_for_features(manager)
     loaders = {"train": (train, train.dataset.data)}  # type: ignore[attr-defined]
     targets = [name for name in manager.test_loader if name != VALIDATION]
-    for name in manager.test_loader:
+    if VALIDATION in manager.test_loader:
+        held_out = held_out_set_for_features(manager)
+        loaders["validation"] = (held_out, held_out.dataset.data)  # type: ignore[attr-defined]
+    for name in targets:
         prefix = f"{name}_" if len(targets) > 1 else ""
         for role in ("query", "gallery"):
-            # the validation gallery holds all rows of these people, queries among them
-            split = f"{prefix}{role}" if name != VALIDATION else "validation" if role == "gallery" else None
-            if split is not None:
-                loaders[split] = (manager.test_loader[name][role], manager.test_dataset[name][role])
+            loaders[f"{prefix}{role}"] = (manager.test_loader[name][role], manager.test_dataset[name][role])
     if unknown := sorted(set(splits) - set(loaders)):
         raise ValueError(f"--splits has '{unknown[0]}'; there are: {', '.join(loaders)}.")
     engine.set_model_mode("eval")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ppreid_plugin import cli
+from ppreid_plugin.data.validation import VALIDATION, split_query_gallery
 from ppreid_plugin.dp.feature_files import load_arrays, load_gallery
 from ppreid_plugin.extraction import extract_splits
 from ppreid_plugin.toolbox import utils
@@ -65,6 +66,21 @@ def test_every_split_becomes_a_file_that_releases_and_sweeps_read(arguments, tmp
     rows = load_gallery(written["gallery"])
     assert len(rows) == len(gallery["features"])
     assert all(not row_id.startswith("/") for row_id in rows.row_ids)
+
+
+def test_of_people_held_out_every_image_is_extracted_and_the_same_queries_are_found(make_engine):
+    found = {}
+    for apart in (True, False):  # without cameras a query stands in no gallery
+        engine = make_engine("privacy.validation.ids_fraction", 0.4, "test.exclude_same_camera", apart)
+        arrays = extract_splits(engine, splits=["validation"])["validation"]
+        found[apart] = dict(zip(arrays["row_ids"].tolist(), arrays["features"], strict=True))
+        rows = list(zip(arrays["row_ids"].tolist(), arrays["pids"], arrays["camids"], strict=True))
+        wanted = engine.datamanager.test_dataset[VALIDATION]["query"]
+        query, _ = split_query_gallery(rows, exclude_same_camera=apart)
+        assert [row[0] for row in query] == [item[0] for item in wanted]
+    assert found[True].keys() == found[False].keys()
+    for row, feature in found[True].items():
+        np.testing.assert_allclose(found[False][row], feature, atol=1e-5)
 
 
 def test_nothing_is_overwritten_unless_said(arguments, tmp_path):

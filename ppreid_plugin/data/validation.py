@@ -107,6 +107,22 @@ def training_set_for_features(datamanager: Any, max_images: int = 0, seed: int =
     return loader_like(like, _with_items(trainset, items, datamanager), generator=generator)
 
 
+def held_out_set_for_features(datamanager: Any) -> DataLoader[Any]:
+    """Return a loader over all images of the people held out, with the test-time transform.
+
+    Where cameras do not matter, no query stands in the gallery: queries come first then, so that the same ones are
+    found again (`split_query_gallery`).
+
+    Args:
+        datamanager: torchreid data manager with people held out (`hold_out_people`).
+    """
+    query, gallery = (datamanager.test_dataset[VALIDATION][role] for role in ("query", "gallery"))
+    among = set(gallery)
+    items = [*(item for item in query if item not in among), *gallery]
+    like = datamanager.test_loader[VALIDATION]["gallery"]
+    return loader_like(like, _with_items(like.dataset, items, datamanager))
+
+
 def some_places(count: int, most: int, seed: int) -> np.ndarray:
     """Return the places of ``most`` of ``count`` items, drawn by the seed, in order; all of them for 0."""
     if not 0 < most < count:

@@ -96,7 +96,7 @@ def take(batch: Batch, rows: Tensor | None) -> Batch:
     """Return a batch of these rows, as labels and images; its features and feature map are left out."""
     if rows is None:
         return batch
-    data = {}
+    data: dict[str, Any] = {}
     for key, value in batch.data.items():
         if isinstance(value, Tensor) and value.ndim and len(value) and len(batch.pids) % len(value) == 0:
             # a video's clips have one label for all of their images
