@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ppreid_plugin.ablation import DEFENSES, Defense, register_defense
 from ppreid_plugin.ablation.defense import build_defense
 from ppreid_plugin.ablation.gallery_defenses import DPDefense
+from ppreid_plugin.ablation.measuring import retrieval_figures
 from ppreid_plugin.dp.gallery import DPGallery
 from ppreid_plugin.evaluation import Extracted
 from ppreid_plugin.leakage import LeakageSet
@@ -52,6 +53,14 @@ def test_quantizing_leaves_as_many_values_as_bits_say_and_errs_half_a_step_at_mo
     assert (np.abs(made - some.features) <= (high - low) / 2**bits / 2 + 1e-5).all()
     beyond = defense.apply(some.features + 100)
     assert beyond == pytest.approx(np.broadcast_to(high - (high - low) / 2 ** (bits + 1), made.shape), abs=1e-4)
+
+
+def test_quantizing_passes_over_as_many_values_at_either_end():
+    some = rows(400)
+    made = build_defense("quantize:bits=2,tail=0.1").fit(some).apply(some.features)
+    low, high = np.quantile(some.features, [0.1, 0.9], axis=0)
+    assert made.min(axis=0) == pytest.approx(low + (high - low) / 8, abs=1e-5)
+    assert made.max(axis=0) == pytest.approx(high - (high - low) / 8, abs=1e-5)
 
 
 @settings(max_examples=25, deadline=None)
@@ -141,6 +150,22 @@ def test_the_dp_defense_draws_by_seed_and_costs_utility_by_its_budget():
     assert mean_ap(1) < mean_ap(200) <= 1
     _, gallery = defense.matched(extracted(some), extracted(some), seed=2)
     assert gallery.features.numpy() == pytest.approx(other, abs=1e-6)  # what is matched is what is attacked
+
+
+def test_figures_of_a_random_defense_are_means_over_the_draws_that_are_attacked():
+    some = rows()
+    defense = build_defense("dp:mechanism=gaussian,epsilon=30,transform=none").fit(some)
+    found = retrieval_figures(extracted(some), extracted(some), defense, seed=4, draws=3)
+    query, each = extracted(some), []
+    for draw in (4001, 4002, 4003):
+        gallery = extracted(defense.protect(some, draw))
+        result = evaluate(
+            query.features, gallery.features, query.pids, gallery.pids, query.camids, gallery.camids, metric="cosine"
+        )
+        each.append(result.mAP)
+    assert len(set(each)) == 3
+    assert found["cosine"]["mAP"] == pytest.approx(np.mean(each))
+    assert found["euclidean"] is None
 
 
 def test_a_gallery_is_fitted_on_as_many_training_rows_as_it_says():

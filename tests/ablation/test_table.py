@@ -64,6 +64,8 @@ def test_one_seed_has_no_interval_and_missing_figures_are_dashes_or_marked():
     lines = render(summary, "pipe", differences=True).splitlines()
     assert len(lines) == 3
     assert [cell.strip() for cell in lines[2].split("|")][4:6] == ["-5.0", "+0.0"]
+    nobody = summarize({"base": [record(0.5, ssim=0.1, rank1=0.0)]}, "cosine")["rows"]["base"]
+    assert nobody["of the reference's"]["mean"] == 0  # which is no missing figure
     two = summarize({"base": [record(0.5, leakages=(1.0,)), record(0.5, leakages=(None,))]}, "cosine")
     assert "100.0*" in render(two, "simple")  # of one seed only
 
