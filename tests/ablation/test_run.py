@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from ablation_cases import ROWS, preset
 
 from ppreid_plugin import build, testing
@@ -138,6 +140,32 @@ def test_a_row_stopped_in_training_ends_as_if_it_had_not_been(write_plan, flags,
     found = json.loads((tmp_path / "out/ablation.json").read_text())["records"]["one_stage"][0]
     assert found["retrieval"] == whole["records"]["one_stage"][0]["retrieval"]
     assert not (folder / "kept").exists()
+
+
+def test_a_training_that_goes_on_knows_the_best_epoch_so_far(write_plan, work_of, monkeypatch):
+    options = {"train.max_epoch": 3, "test.eval_freq": 1, "privacy.validation.ids_fraction": 0.4}
+    work = work_of(write_plan(ROWS[:1], options=options, measures=QUICK))["baseline"]
+    figures = [0.2, 0.9, 0.5]
+
+    def evaluate(self, *args, **kwargs):
+        self.results = {VALIDATION: SimpleNamespace(clean=SimpleNamespace(mAP=figures[self.epoch]))}
+        return 0.0
+
+    monkeypatch.setattr(testing.EvaluationMixin, "test", evaluate)
+    monkeypatch.setattr(training, "result_to_dict", lambda result: {})
+    original = engines.ImageSoftmaxEngine.forward_backward
+
+    def stopped(self, data):
+        if self.epoch == 2:
+            raise Stop
+        return original(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engines.ImageSoftmaxEngine, "forward_backward", stopped)
+        with pytest.raises(Stop):
+            training.train(work.cfg, work.training)
+    record = training.train(work.cfg, work.training)
+    assert torch.load(work.training / record["weights"])["epoch"] == 2
 
 
 @pytest.mark.parametrize("place", ["between rows", "in the final test", "in extraction", "in measuring"])
