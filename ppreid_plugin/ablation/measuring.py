@@ -113,12 +113,19 @@ def deid_figures(
     probe: DeIDProbe, sets: Sets, reference: Sets, *, defense: Defense | None, seed: int
 ) -> dict[str, float]:
     """Return L_deid of the row and of the reference, and the first over the second."""
+    clean = _clean_loss(probe, *reference, seed)
+    if defense is None and sets is reference:
+        return {"loss": clean, "reference": clean, "ratio": 1.0}
     train, test = sets
     if defense is not None:
         train, test = defense.protect(train, _DRAWS * seed + _TRAIN_DRAWS + 1), defense.protect(test, _DRAWS * seed + 1)
     own = probe.loss(train, test, seed=seed)
-    clean = own if defense is None and sets is reference else probe.loss(*reference, seed=seed)
     return {"loss": own, "reference": clean, "ratio": own / clean}
+
+
+@lru_cache(maxsize=1)  # rows of one seed come one after the other, beside one reference
+def _clean_loss(probe: DeIDProbe, train: LeakageSet, test: LeakageSet, seed: int) -> float:
+    return probe.loss(train, test, seed=seed)
 
 
 def _protected(rows: LeakageSet, defense: Defense | None, offset: int) -> Any:

@@ -17,6 +17,7 @@ from ablation_cases import ROWS, preset
 from ppreid_plugin import build, testing
 from ppreid_plugin.ablation import runner, training
 from ppreid_plugin.ablation.command import ablation_command
+from ppreid_plugin.ablation.deid_probe import DeIDProbe
 from ppreid_plugin.config import ConfigError, disable_privacy
 from ppreid_plugin.data.validation import VALIDATION
 from ppreid_plugin.toolbox import engine as engines
@@ -288,6 +289,20 @@ def test_a_killed_process_is_taken_up(write_plan, flags, work_of, tmp_path):
     record = training.train(cfg, folder)
     assert record["epochs"] == done + 1
     assert (folder / f"model/model.pth.tar-{done + 1}").is_file()
+
+
+def test_the_references_decoder_is_fitted_once_a_seed(write_plan, flags, monkeypatch):
+    bits = [{"name": f"bits {n}", "of": "baseline", "defense": f"quantize:bits={n}"} for n in (1, 2)]
+    plan = write_plan([ROWS[0], *bits], seeds=[1, 2], measures={**QUICK, "deid_target": "pixelate"})
+    losses, original = [], DeIDProbe.loss
+    monkeypatch.setattr(
+        DeIDProbe, "loss", lambda self, *sets, **seed: losses.append(original(self, *sets, **seed)) or losses[-1]
+    )
+    records = ablation_command(flags(plan))["records"]
+    found = [records[name][place]["deid"] for place in (0, 1) for name in records]
+    assert losses == [one["loss"] for one in found]
+    assert [one["reference"] for one in found] == [losses[0]] * 3 + [losses[3]] * 3
+    assert [one["ratio"] for one in found] == [loss / losses[3 * (n // 3)] for n, loss in enumerate(losses)]
 
 
 def test_no_train_measures_again_and_refuses_what_is_not_trained(write_plan, flags, tmp_path, monkeypatch):
