@@ -15,11 +15,12 @@ import torch
 from ablation_cases import ROWS, preset
 
 from ppreid_plugin import build, testing
-from ppreid_plugin.ablation import runner, training
+from ppreid_plugin.ablation import measuring, runner, training
 from ppreid_plugin.ablation.command import ablation_command
 from ppreid_plugin.ablation.deid_probe import DeIDProbe
 from ppreid_plugin.config import ConfigError, disable_privacy
 from ppreid_plugin.data.validation import VALIDATION
+from ppreid_plugin.leakage import Leakage
 from ppreid_plugin.toolbox import engine as engines
 
 MORE = [
@@ -289,6 +290,32 @@ def test_a_killed_process_is_taken_up(write_plan, flags, work_of, tmp_path):
     record = training.train(cfg, folder)
     assert record["epochs"] == done + 1
     assert (folder / f"model/model.pth.tar-{done + 1}").is_file()
+
+
+def test_attackers_get_rows_through_a_defense_fitted_on_training_rows_beside_the_reference(
+    write_plan, flags, work_of, monkeypatch
+):
+    rows = [
+        ROWS[0],
+        {"name": "pixelated", "of": "baseline", "options": {"data.transforms_test": ["pixelate:blocks=4"]}},
+        {"name": "coarse", "of": "pixelated", "defense": "quantize:bits=1"},
+    ]
+    plan = write_plan(rows, measures={**QUICK, "attacks": ["identification"]})
+    given = []
+    nothing = Leakage({}, None, None, {})
+    monkeypatch.setattr(measuring, "measure_leakage", lambda *sets, **more: given.append(sets) or nothing)
+    ablation_command(flags(plan))
+    base, coarse = (
+        [np.load(work_of(plan)[name].features / f"{split}.npz")["features"] for split in ("train", "gallery")]
+        for name in ("baseline", "coarse")
+    )
+    learned, attacked, clean, clean_train = (one.features for one in given[2])
+    low, high = np.quantile(coarse[0], [0.01, 0.99], axis=0)
+    for made, own in zip((learned, attacked), coarse, strict=True):
+        middles = np.where(own < (low + high) / 2, low + (high - low) / 4, high - (high - low) / 4)
+        assert made == pytest.approx(middles, abs=1e-5)
+    assert np.array_equal(clean_train, base[0])
+    assert np.array_equal(clean, base[1])
 
 
 def test_the_references_decoder_is_fitted_once_a_seed(write_plan, flags, monkeypatch):
