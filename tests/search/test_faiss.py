@@ -1,12 +1,16 @@
 """The FAISS backend: what it finds has the exact backend's scores and order; what it misses, bad options, bad files."""
 
+import json
+import multiprocessing
+import os
+import signal
 import sys
 
 import numpy as np
 import pytest
 from search_cases import ArraySource, gallery, index_of, naive, release, subset
 
-from ppreid_plugin.search import build_index, delete_rows, open_index, search_people
+from ppreid_plugin.search import build_index, building, delete_rows, faiss_index, open_index, search_people
 from ppreid_plugin.search.index import INDEXES
 from ppreid_plugin.search.record import check_hashes, read_record
 
@@ -172,3 +176,107 @@ def test_a_deletion_is_not_refused_where_too_few_rows_stay_for_the_lists(tmp_pat
         assert "too few for ivfpq" in caplog.text
         with open_index(tmp_path / "i") as index:
             assert not set(pids) & set(np.concatenate([batch.pids for batch in index.batches(0, 99)]).tolist())
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Two releases: 24 rows, and 300 rows, which lists can be fitted on."""
+    folder = tmp_path_factory.mktemp("drawn")
+    release(folder, out="few")
+    release(folder, gallery(people=75, rows=4, seed=3), out="many", name="b")
+    return folder
+
+
+@pytest.fixture
+def one_thread():
+    """One thread makes the same graph every time."""
+    faiss = faiss_index.import_faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(before)
+
+
+def content(folder):
+    """Names and rows, and the graph, byte for byte."""
+    with open_index(folder) as index:
+        batches = list(index.batches(0, 50))
+        files = {name: (index.generation / name).read_bytes() for name in index.record.files}
+    names = [name.decode() for batch in batches for name in batch.row_ids.tolist()]
+    assert len(set(names)) == len(names) == sum(len(batch.features) for batch in batches)
+    return names, files
+
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(work, at):
+    """Do ``work`` in a process of its own, which is killed (SIGKILL) at a point of making graph or lists."""
+    faiss, finish = faiss_index.import_faiss(), faiss_index.FaissWriter.finish
+    decoded, write = faiss_index._decoded, faiss.write_index
+
+    def first_part(*rows):
+        yield next(decoded(*rows))
+        die()
+
+    def some_of_it(graph, path, *flags):
+        write(graph, path, *flags)
+        if at == "half written":
+            os.truncate(path, os.path.getsize(path) // 2)
+        die()
+
+    def finish_dying(writer):
+        faiss_index._ADDED = 100
+        if at == "half added":
+            faiss_index._decoded = first_part
+        elif at == "renamed":
+            building.sealed = die
+        else:
+            faiss.write_index = some_of_it
+        return finish(writer)
+
+    def dying():
+        faiss.omp_set_num_threads(1)
+        faiss_index.FaissWriter.finish = finish_dying
+        work()
+
+    process = multiprocessing.get_context("fork").Process(target=dying)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("at", ["half added", "half written", "written", "renamed"])
+@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
+def test_killed_while_graph_or_lists_are_made_nothing_is_lost_or_doubled(
+    tmp_path, drawn, one_thread, monkeypatch, kind, at
+):
+    options = {"kind": kind, **({"lists": 16, "code_bytes": 4} if kind == "ivfpq" else {})}
+
+    def build(folder="i"):
+        build_index(drawn / "many", tmp_path / folder, backend="faiss", options=options, batch_rows=64)
+
+    def delete(folder="i"):
+        delete_rows(tmp_path / folder, pids=[7], row_ids=["p1_2"], batch_rows=64)
+
+    for folder in ("i", "whole"):
+        build_index(drawn / "few", tmp_path / folder, backend="faiss")
+    for work, generation, rows in ((build, "rows-0002", 300), (delete, "rows-0003", 295)):
+        before = content(tmp_path / "i")
+        killed(work, at)
+        assert content(tmp_path / "i") == before  # still searched
+        assert json.loads((tmp_path / f"i/{generation}/journal.jsonl").read_text().splitlines()[-1]) == {"rows": rows}
+        steps = []
+        monkeypatch.setattr(building, "reached", steps.append)
+        work()
+        assert "written" not in steps  # all rows were there
+        work("whole")
+        assert content(tmp_path / "i") == content(tmp_path / "whole")
+        assert not list((tmp_path / "i").rglob("*.tmp"))
+        check_hashes(tmp_path / "i", read_record(tmp_path / "i"))
+    assert len(content(tmp_path / "i")[0]) == 295
+    with open_index(tmp_path / "i") as index, open_index(tmp_path / "whole") as whole:
+        queries = np.random.default_rng(2).normal(size=(6, 12))
+        for one, other in zip(index.search(queries, 9), whole.search(queries, 9), strict=True):
+            assert one.row_ids == other.row_ids
