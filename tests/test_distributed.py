@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import normalize
 
 from ppreid_plugin import arguments, build, cli, config, feature_shards, ranks
+from ppreid_plugin.aware import release_aware
+from ppreid_plugin.aware.noise import draw_epsilon
 from ppreid_plugin.checkpoint import resume
-from ppreid_plugin.components import Batch
+from ppreid_plugin.components import Batch, Context
 from ppreid_plugin.distributed import average_buffers, average_gradients, in_turn
 from ppreid_plugin.suppression.adversary_members import Member
 from ppreid_plugin.suppression.adversary_steps import learn
@@ -123,6 +126,31 @@ def in_turns(rank, out):
             time.sleep(0.5)
             Path(out, "downloaded").touch()
         assert Path(out, "downloaded").exists()
+
+
+def train_with_a_codebook(rank, root, save_dir, out, options):
+    """Train, and record what the component saw of each batch, its figures, and its state before each and at the end."""
+    release_aware._LEAST_START_ROWS, release_aware._ROWS_A_VECTOR = 24, 1  # three shares of a batch
+    torch.set_default_dtype(torch.float64)
+    cfg = make(root, save_dir, options)
+    with joined():
+        engine = build.build_engine(cfg)
+        (part,) = engine.components
+        steps = []
+        terms, finish = part.loss_terms, part.finish_step
+
+        def recording(batch):
+            before = {name: value.clone() for name, value in part.state.state_dict().items()}
+            steps.append({"features": batch.features.detach().clone(), "pids": batch.pids, "before": before})
+            return terms(batch)
+
+        def finishing(batch):
+            steps[-1]["figures"] = finish(batch)
+            return steps[-1]["figures"]
+
+        part.loss_terms, part.finish_step = recording, finishing
+        engine.run(**arguments.engine_run_arguments(cfg))
+        torch.save({"steps": steps, "after": part.state.state_dict()}, Path(out, f"{rank}.pth"))
 
 
 def train_in_ranks(rank, root, save_dir, out, options, dtype=torch.float32):
@@ -286,6 +314,57 @@ def test_privacy_components_train_in_ranks_and_write_once(pedestrians, tmp_path,
     for key, value in fresh.state_dict().items():
         assert torch.equal(value, first["state"]["model"][key])
     assert resume(make_engine(*options), path) == 1
+
+
+CODEBOOK = (
+    *("sampler.train_sampler", "RandomIdentitySampler", "sampler.num_instances", 4, "train.max_epoch", 2),
+    *("privacy.aware.enabled", True, "privacy.aware.codewords", 16, "privacy.aware.set_size", 2),
+    *("privacy.aware.weight", 0.5, "privacy.aware.epsilon_min", 2.0, "privacy.aware.epsilon_max", 12.0),
+)
+
+
+def test_a_codebook_learns_in_ranks_from_the_mean_of_their_gradients(pedestrians, tmp_path):
+    """As docs/scaling.md says it: one codebook, from the first rank's rows; centers and draws each rank's own."""
+    assert run_ranks(train_with_a_codebook, str(pedestrians), str(tmp_path / "run"), str(tmp_path), CODEBOOK) == [0, 0]
+    both = [torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)]
+    steps = list(zip(*(one["steps"] for one in both), strict=True))
+    states = [[step["before"] for step in one["steps"][1:]] + [one["after"]] for one in both]  # after each step
+    part = release_aware.ReleaseAware(codewords=16, set_size=2, weight=0.5)
+    part.build(Context(512, None, 8, 64, 32, (0,) * 3, (1,) * 3, torch.device("cpu"), (part,)))
+    codebook = part.state.double().codebook
+    optimizer = torch.optim.Adam(codebook.parameters(), lr=0.001)
+    gathered, learned = [], 0
+    means = torch.zeros(2, 512, dtype=torch.float64)
+    for number, (shares, after) in enumerate(zip(steps, zip(*states, strict=True), strict=True)):
+        unit = [normalize(share["features"], dim=1) for share in shares]
+        means += (torch.stack([rows.mean(0) for rows in unit]) - means) / (number + 1)  # of up to 100 batches
+        rows = [normalize(one - mean, dim=1) for one, mean in zip(unit, means, strict=True)]
+        gathered.append(rows[0])
+        if number == 2:
+            codebook.start(torch.cat(gathered), seed=1)
+        losses = []
+        for rank, (share, mine) in enumerate(zip(shares, rows, strict=True)):
+            assert torch.allclose(after[rank]["center.mean"], means[rank], rtol=0, atol=1e-12)
+            assert int(after[rank]["steps"]) == number + 1
+            assert bool(share["figures"]) == (number >= 2)
+            if number >= 2:
+                epsilon = draw_epsilon(2.0, 12.0, np.random.default_rng([1, number, 1] if rank else [1, number]))
+                losses.append(0.5 * part._loss(mine, share["pids"], epsilon, None))
+                assert share["figures"]["loss_aware"] == pytest.approx(part._figures["loss_aware"], rel=1e-9)
+        if losses:
+            optimizer.zero_grad()
+            torch.stack(losses).mean().backward()
+            optimizer.step()
+            learned += 1
+        for level, values in enumerate(codebook.levels):
+            key = f"codebook.levels.{level}"
+            assert torch.equal(after[0][key], after[1][key])
+            assert torch.allclose(after[0][key], values, rtol=0, atol=1e-9)
+    assert learned >= 4
+    assert not torch.allclose(states[0][-1]["center.mean"], states[1][-1]["center.mean"], atol=1e-4)
+    saved = torch.load(tmp_path / "run/release_aware/model.pth.tar-2")["state_dict"]
+    assert saved.keys() == both[0]["after"].keys()
+    assert all(torch.equal(saved[name], value) for name, value in both[0]["after"].items())
 
 
 @pytest.mark.parametrize(
