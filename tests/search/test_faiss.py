@@ -167,9 +167,10 @@ def test_without_the_library_the_command_to_install_it_is_named(tmp_path, monkey
 def test_a_deletion_is_not_refused_where_too_few_rows_stay_for_the_lists(tmp_path, caplog):
     rows = gallery(people=20, rows=15)
     release(tmp_path, rows)
-    options = {"kind": "ivfpq", "lists": 290, "probes": 4, "code_bytes": 2}
+    options = {"kind": "ivfpq", "lists": 290, "probes": 4, "code_bytes": 2, "storage": "int8"}
     build_index(tmp_path / "release", tmp_path / "i", backend="faiss", options=options)
     for pids, kind in (([1, 2], {"kind": "ivfpq", "lists": 66}), ([3], {"kind": "flat"})):
+        kind |= {"storage": "int8"}
         delete_rows(tmp_path / "i", pids=pids)
         told = read_record(tmp_path / "i").options
         assert {name: told[name] for name in kind} == kind

@@ -8,12 +8,14 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from search_cases import ArraySource, gallery, index_of, naive, release, subset
 
 from ppreid_plugin.dp.stored import load_release
+from ppreid_plugin.dp.units import GalleryRows
 from ppreid_plugin.search import build_index, building, delete_rows, open_index, search_people
 from ppreid_plugin.search.index import INDEXES
 from ppreid_plugin.search.milvus_client import MilvusConnection
@@ -181,6 +183,52 @@ def test_more_hits_than_milvus_returns_are_refused(tmp_path, drawn, monkeypatch)
             index.search(query, 6)
         with pytest.raises(ValueError, match=r"top is 6, but the best 5 rows of query 0 settle fewer people"):
             search_people(index, query, 6, fuse="best")
+
+
+def test_the_most_hits_of_a_query_are_16_368(tmp_path, drawn, monkeypatch):
+    """Milvus's own limit is 16,384 a query, of which 16 make up for float32's order."""
+    build_index(drawn / "first", tmp_path / "i", backend="milvus")
+    with open_index(tmp_path / "i") as index:
+        query, call, limits = np.ones((1, index.record.columns)), index._connection.call, []
+
+        def counting(name, *arguments, **more):
+            limits.append(more["limit"])
+            return call(name, *arguments, **{**more, "limit": 24})
+
+        monkeypatch.setattr(index._connection, "call", counting)
+        index.record = replace(index.record, rows=20_000)
+        assert len(index.search(query, 16_368)[0]) == 24
+        with pytest.raises(ValueError, match="top is 16369, must be at most 16368: backend 'milvus' returns no more"):
+            index.search(query, 16_369)
+    assert limits == [16_384]
+
+
+@pytest.mark.parametrize("rows", [23, 25])
+def test_a_collection_with_one_row_too_few_or_too_many_is_named_and_built_again(tmp_path, drawn, server, rows):
+    options = {"uri": server}
+    record = build_index(drawn / "first", tmp_path / "i", backend="milvus", options=options)
+    whole, collection = names(tmp_path / "i"), record.options["_collection"]
+    connection = MilvusConnection(server, 3.0)
+    (row,) = connection.call("query", collection, filter="number == 7", output_fields=["*"])
+    if rows == 23:
+        connection.call("delete", collection, ids=[row["row_id"]])
+    else:
+        connection.call("upsert", collection, [{**row, "row_id": "p9_9", "number": 24}])
+    connection.close()
+    with pytest.raises(ValueError, match=f"holds {rows} rows, index.json says 24: the index is damaged. Build the"):
+        open_index(tmp_path / "i")
+    build_index(drawn / "first", tmp_path / "i", backend="milvus", options=options)
+    assert names(tmp_path / "i") == whole
+
+
+def test_rows_of_any_name_are_deleted_from_a_server_and_no_others(tmp_path, server):
+    rows = gallery()
+    odd = ["o'neil.jpg", 'a "b".jpg', "c\\d.jpg", "é 人.jpg", "x'] or row_id != '"]
+    release(tmp_path, GalleryRows(rows.features, [*odd, *rows.row_ids[len(odd) :]], rows.pids, rows.camids))
+    build_index(tmp_path / "release", tmp_path / "i", backend="milvus", options={"uri": server})
+    assert set(odd) < set(names(tmp_path / "i"))
+    assert delete_rows(tmp_path / "i", row_ids=odd) == len(odd)
+    assert sorted(names(tmp_path / "i")) == sorted(rows.row_ids[len(odd) :])
 
 
 def test_deleted_rows_leave_the_disk_of_an_embedded_index(tmp_path, drawn):

@@ -185,6 +185,29 @@ def test_damaged_rows_are_written_again_with_their_record(tmp_path, drawn, damag
     assert (names(tmp_path / "i"), path.read_bytes()) == whole
 
 
+def test_mending_that_was_cut_off_goes_on_where_it_stopped(tmp_path, drawn, monkeypatch):
+    build_index(drawn / "enrolled", tmp_path / "i")
+    delete_rows(tmp_path / "i", pids=[2])
+    whole = names(tmp_path / "i")
+    DAMAGE["record"](tmp_path / "i")
+    steps = []
+
+    def stop(step):
+        steps.append(step)
+        if steps.count("journaled") == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(building, "reached", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_index(drawn / "enrolled", tmp_path / "i", batch_rows=5)
+    steps.clear()
+    monkeypatch.setattr(building, "reached", steps.append)
+    build_index(drawn / "enrolled", tmp_path / "i", batch_rows=5)
+    assert steps.count("written") == 2  # of the 20 rows the last ten
+    assert names(tmp_path / "i") == whole
+
+
 def test_without_either_list_nothing_is_built(tmp_path, drawn):
     build_index(drawn / "enrolled", tmp_path / "i")
     delete_rows(tmp_path / "i", pids=[2])
