@@ -161,6 +161,24 @@ def test_distractors_are_ranked_and_belong_to_nobody(files, tmp_path):
     assert (record["enrolled"], record["open_set"]) == (plain["enrolled"], plain["open_set"])
 
 
+def test_distractors_are_nobody_where_pid_0_is_a_person_too(tmp_path):
+    query = {**QUERY, "pids": QUERY["pids"] - 1}
+    gallery = {**GALLERY, "pids": np.where(GALLERY["pids"] > 0, GALLERY["pids"] - 1, 10)}
+    more = random_rows(5, 40)
+    for name, rows in (("query", query), ("gallery", gallery), ("more", more)):
+        np.savez(tmp_path / f"{name}.npz", **rows)
+    paths = [str(tmp_path / f"{name}.npz") for name in ("query", "gallery", "more")]
+    record = evaluate_command(
+        ["--query", paths[0], "--gallery", paths[1], "--distractors", paths[2], "--background-pids"]
+    )
+    whole = {
+        "features": np.concatenate([gallery["features"], more["features"]]),
+        **{name: np.concatenate([gallery[name], np.full(40, -7)]) for name in ("pids", "camids")},
+    }
+    assert 0 in query["pids"]
+    assert_ranking(record["anonymous"], expected(query, whole))
+
+
 def test_junk_is_left_out(tmp_path, files):
     wanted = evaluate_command(files)
     for name, rows in (("query", QUERY), ("gallery", GALLERY)):

@@ -54,6 +54,17 @@ def test_same_camera_rows_leave_every_template_and_not_only_the_querys():
     assert evaluate_enrolled(*arguments, exclude_same_camera=False).rank1 == 1.0
 
 
+def test_templates_are_averaged_in_float64():
+    """1 + 2 x 2^-25 - 1 is nothing in float32."""
+    tiny = 2.0**-25
+    theirs = np.array([[1, 0], [tiny, 1], [tiny, -1], [-1, 0]], dtype=np.float32)
+    gallery = np.concatenate([theirs, np.array([[1, 1]], dtype=np.float32)])
+    result = evaluate_enrolled(
+        np.array([[1, 0]], dtype=np.float32), gallery, [5], [5, 5, 5, 5, 6], [0], np.ones(5, int)
+    )
+    assert result.rank1 == 1.0
+
+
 def test_ties_go_to_the_lower_pid():
     gallery, camids = np.ones((3, 2)), [1, 1, 1]
     for pid, rank in [(4, 1), (5, 2), (9, 3)]:

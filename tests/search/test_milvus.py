@@ -221,6 +221,28 @@ def test_a_collection_with_one_row_too_few_or_too_many_is_named_and_built_again(
     assert names(tmp_path / "i") == whole
 
 
+@pytest.mark.parametrize("stopped", ["erase", "flush"])
+def test_a_deletion_from_a_server_that_was_cut_off_opens_and_goes_on(tmp_path, drawn, server, monkeypatch, stopped):
+    build_index(drawn / "first", tmp_path / "i", backend="milvus", options={"uri": server})
+    call = MilvusConnection.call
+
+    def stopping(self, name, *arguments, **more):
+        if name == stopped:  # rows are gone, index.json does not know yet
+            raise KeyboardInterrupt
+        return call(self, name, *arguments, **more)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(MilvusConnection, "call", stopping)
+        if stopped == "erase":
+            patched.setattr(MilvusIndex, "erase", lambda self, row_ids: stopping(self, "erase"))
+        delete_rows(tmp_path / "i", pids=[3])
+    assert len(names(tmp_path / "i")) == (24 if stopped == "erase" else 20)
+    delete_rows(tmp_path / "i", pids=[3])
+    assert not any(name.startswith("p3_") for name in names(tmp_path / "i"))
+    record = read_record(tmp_path / "i")
+    assert (record.rows, record.opted_out["pids"], "_erasing" in record.options) == (20, [3], False)
+
+
 def test_rows_of_any_name_are_deleted_from_a_server_and_no_others(tmp_path, server):
     rows = gallery()
     odd = ["o'neil.jpg", 'a "b".jpg', "c\\d.jpg", "é 人.jpg", "x'] or row_id != '"]

@@ -153,6 +153,21 @@ def test_shards_differ_in_nothing_that_scores_depend_on(here, run, name):
     assert "'j' has another: their scores mean different things" in err
 
 
+def test_a_third_shard_that_differs_is_named(here, run):
+    for out, name, index in (("release", None, "i"), ("second", "d", "j"), ("third", "e", "k")):
+        if name:
+            release(here, out=out, name=name)
+        run("build", "--release", out, "--index", index)
+    assert run("search", "--index", "i", "j", "k", "--query", "query.npz")[0] == 0
+    path = Path("k/index.json")
+    content = json.loads(path.read_text())
+    content["release"]["model"] = "another"
+    path.write_text(json.dumps(content))
+    code, _, err = run("search", "--index", "i", "j", "k", "--query", "query.npz")
+    assert code == 2
+    assert "'k' has another: their scores mean different things" in err
+
+
 def test_no_release_is_in_two_of_three_shards(here, run):
     release(here, out="second", name="d")
     for folder, index in (("release", "i"), ("second", "j"), ("second", "k")):
