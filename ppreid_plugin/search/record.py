@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ _CARRIED = ("release", "epsilon", "delta", "pure", "unit", "adjacency", "protoco
             "person_level", "rows_a_person", "background_pids", "transform", "model", "controller", "purpose",
             "expires")  # fmt: skip
 _BLOCK = 2**20
+_GENERATION = re.compile(r"rows-\d{4,}")
 
 
 class DamagedRecordError(ValueError):
@@ -93,9 +95,11 @@ def read_record(folder: Path) -> IndexRecord | None:
         raise ValueError(f"'{path}' has version {version!r}; this program reads {VERSION}. Update it, or build again.")
     try:
         record = IndexRecord(**{**content, "labels": tuple(content["labels"])})
-        sound = record.rows >= 1 and record.columns >= 1 and Path(record.generation).name == record.generation
-        sound = sound and {"pids", "rows"} <= set(record.opted_out)
-    except (TypeError, KeyError):
+        sound = record.rows >= 1 and record.columns >= 1 and bool(_GENERATION.fullmatch(record.generation))
+        sound = sound and {"pids", "rows"} <= set(record.opted_out) and int(record.id_bytes) == record.id_bytes >= 1
+        sound = sound and all(isinstance(one, dict) for one in (record.options, record.release, record.files))
+        sound = sound and {"release", "protocol", "manifest_sha256"} <= set(record.release)
+    except (TypeError, ValueError, KeyError):
         sound = False
     if not sound:
         raise DamagedRecordError(f"'{path}' lacks fields or holds impossible ones: edited. Build the index again.")

@@ -141,6 +141,12 @@ DAMAGE = {
     "fields": lambda folder: (folder / "index.json").write_text(
         json.dumps({**json.loads((folder / "index.json").read_text()), "rows": 0})
     ),
+    **{
+        f"{name} edited": lambda folder, name=name, value=value: (folder / "index.json").write_text(
+            json.dumps({**json.loads((folder / "index.json").read_text()), name: value})
+        )
+        for name, value in (("generation", "rows"), ("options", 3.5), ("id_bytes", "x"), ("release", {}), ("files", []))
+    },
     "no record": lambda folder: (folder / "index.json").unlink(),
     "rows": lambda folder: cut(folder / f"{read_record(folder).generation}/rows.npy"),
     "missing": lambda folder: (folder / f"{read_record(folder).generation}/row_ids.npy").unlink(),
