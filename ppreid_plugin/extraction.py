@@ -66,8 +66,7 @@ def extract_splits(
         prefix = f"{name}_" if len(targets) > 1 else ""
         for role in ("query", "gallery"):
             loaders[f"{prefix}{role}"] = (manager.test_loader[name][role], manager.test_dataset[name][role])
-    if unknown := sorted(set(splits) - set(loaders)):
-        raise ValueError(f"--splits has '{unknown[0]}'; there are: {', '.join(loaders)}.")
+    _require_splits(splits, list(loaders))
     engine.set_model_mode("eval")
     with fast_model(engine, fast):
         return {
@@ -119,6 +118,8 @@ def extract_command(cfg: Any, args: argparse.Namespace) -> dict[str, Path]:
         if found := sorted(wanted & set(there)):
             raise FileExistsError(f"'{out}' holds {', '.join(found)} already. Name another --out, or say --overwrite.")
     engine = build.build_engine(cfg)
+    names = _names(engine)
+    _require_splits(args.splits, names)
     model = resolve(cfg.model.load_weights or cfg.model.resume) if cfg.model.load_weights or cfg.model.resume else ""
     fingerprint = model_fingerprint(model) if model else "untrained"
     out.mkdir(parents=True, exist_ok=True)
@@ -132,7 +133,7 @@ def extract_command(cfg: Any, args: argparse.Namespace) -> dict[str, Path]:
         return cached_shards(folder, engine, loader, items, split, fast=fast, keep=kept)
 
     written = {}
-    for split in args.splits or _names(engine):
+    for split in args.splits or names:
         (arrays,) = extract_splits(
             engine, root=cfg.data.root, splits=[split], fast=fast, make_shards=make_shards
         ).values()
@@ -145,6 +146,11 @@ def extract_command(cfg: Any, args: argparse.Namespace) -> dict[str, Path]:
             (out / ".shards").rmdir()
     print("These files hold clean features, which are the unprotected gallery: keep them as the images themselves.")
     return written
+
+
+def _require_splits(splits: Sequence[str], names: Sequence[str]) -> None:
+    if unknown := sorted(set(splits) - set(names)):
+        raise ValueError(f"--splits has '{unknown[0]}'; there are: {', '.join(names)}.")
 
 
 def _names(engine: Any) -> list[str]:

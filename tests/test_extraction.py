@@ -95,6 +95,9 @@ def test_nothing_is_overwritten_unless_said(arguments, tmp_path):
     assert load_arrays(kept)["features"].shape[1] == 512
 
 
-def test_an_unknown_split_is_named(make_engine):
+def test_an_unknown_split_is_named_before_anything_is_extracted(make_engine, arguments, tmp_path):
+    with pytest.raises(ValueError, match=r"--splits has 'galery'; there are: train, query, gallery"):
+        cli.extract_features([*arguments, "--splits", "query", "galery"])
+    assert not (tmp_path / "features").exists()
     with pytest.raises(ValueError, match=r"--splits has 'probe'; there are: train, query, gallery"):
         extract_splits(make_engine("test.evaluate", True), splits=["probe"])

@@ -98,7 +98,7 @@ def load_budgets(path: str | Path) -> dict[int, float]:
     if not path.is_file():
         raise FileNotFoundError(f"'{path}' is not there. Name a CSV file with columns pid, epsilon.")
     budgets: dict[int, float] = {}
-    with path.open(newline="", encoding="utf-8") as stream:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
         lines = csv.DictReader(stream, skipinitialspace=True)
         if lines.fieldnames is None or not {"pid", "epsilon"} <= set(lines.fieldnames):
             raise ValueError(

@@ -105,15 +105,19 @@ def _load_npy(path: str) -> np.ndarray:
     if not Path(path).is_file():
         raise FileNotFoundError(f"'{path}' is not there. Name a .npy, .npz or .safetensors file of features.")
     try:
-        return np.load(path, allow_pickle=False)
+        loaded = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"'{path}' cannot be read as .npy: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, np.ndarray):
+        loaded.close()
+        raise ValueError(f"'{path}' holds several arrays, as .npz files do. Name it .npz.")
+    return loaded
 
 
 def _load_labels(path: str) -> tuple[np.ndarray, np.ndarray]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"'{path}' is not there. Name a CSV file with columns pid, camid.")
-    with Path(path).open(newline="", encoding="utf-8") as stream:
+    with Path(path).open(newline="", encoding="utf-8-sig") as stream:
         lines = csv.DictReader(stream, skipinitialspace=True)
         if lines.fieldnames is None or not {"pid", "camid"} <= set(lines.fieldnames):
             raise ValueError(

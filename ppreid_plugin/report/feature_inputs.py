@@ -181,7 +181,7 @@ def _attributes(path: str) -> tuple[ByPerson, dict[str, list[str]]]:
         raise FileNotFoundError(
             f"--attributes is '{path}', which is not there. Name a .csv, .npz or .safetensors file."
         )
-    with Path(path).open(newline="", encoding="utf-8") as stream:
+    with Path(path).open(newline="", encoding="utf-8-sig") as stream:
         lines = list(csv.DictReader(stream))
     columns = list(lines[0]) if lines else []
     names = [name for name in columns if name and name != "pid"]

@@ -122,7 +122,7 @@ class FaissIndex(StoredRowsIndex):
             numbers["lists"] = numbers["lists"] or max(1, round(4 * source.rows**0.5))
             numbers["code_bytes"] = numbers["code_bytes"] or _divisor(source.columns, max(1, source.columns // 8))
         for name, value in numbers.items():
-            require_whole(name, value)
+            require_whole(name, value, least=2 if name == "links" else 1)  # FAISS divides by the logarithm of links
         if kind == "ivfpq":
             _check_ivfpq(numbers, source)
         return {"kind": kind, "storage": storage, **numbers}

@@ -32,6 +32,7 @@ from ppreid_plugin.search.storage import dot_products
 KINDS = ("flat", "hnsw", "ivf_flat")
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+_LEAST = {"links": 2}  # Milvus takes 2 to 2,048
 _MARGIN = 16  # hits beyond the asked ones: float32 may swap near ones
 _QUERIES_A_CALL = 64
 _READ = 16_384  # rows a step
@@ -59,13 +60,12 @@ class MilvusIndex(GalleryIndex):
         options = record.options
         self._collection: str = options["_collection"]
         self._connection = MilvusConnection(place_of(self.generation, options), options["timeout_s"])
-        if not self._connection.call("has_collection", self._collection):
-            self.close()
-            raise ValueError(
-                f"collection {self._collection!r} is not at '{options['uri'] or DATABASE}': deleted, or another "
-                "server. Build the index again."
-            )
         try:
+            if not self._connection.call("has_collection", self._collection):
+                raise ValueError(
+                    f"collection {self._collection!r} is not at '{options['uri'] or DATABASE}': deleted, or another "
+                    "server. Build the index again."
+                )
             self._connection.call("load_collection", self._collection)
             self._check_count()
         except Exception:
@@ -83,7 +83,10 @@ class MilvusIndex(GalleryIndex):
                 f"--backend milvus:kind={kind} has '{unknown[0]}'; allowed: {', '.join(allowed)}."
                 f"{closest(unknown[0], allowed)}"
             )
-        numbers = {name: require_whole(name, options.get(name, default)) for name, default in numbers.items()}
+        numbers = {
+            name: require_whole(name, options.get(name, default), least=_LEAST.get(name, 1))
+            for name, default in numbers.items()
+        }
         uri, collection = str(options.get("uri", "")), options.get("collection", "gallery")
         if uri and not uri.startswith(("http://", "https://")):
             raise ValueError(f"uri is {uri!r}, must be http://HOST:PORT or https://HOST:PORT; left out: a file.")

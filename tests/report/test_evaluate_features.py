@@ -243,6 +243,10 @@ def broken(tmp_path, name, **changes):
         (["--gallery", "{tmp}/none.npz"], "none.npz' is not there"),
         (["--gallery", "{tmp}/none.npy", "--gallery-labels", "{tmp}/l.csv"], "none.npy' is not there"),
         (["--gallery", "{tmp}/text.npy", "--gallery-labels", "{tmp}/l.csv"], "text.npy' cannot be read as .npy"),
+        (
+            ["--gallery", "{tmp}/many.npy", "--gallery-labels", "{tmp}/l.csv"],
+            "many.npy' holds several arrays.* it .npz",
+        ),
         (["--gallery", "{tmp}/g.npy"], "has no labels in it. Add --gallery-labels FILE.csv with columns pid, camid"),
         (["--gallery-labels", "{tmp}/l.csv"], "gallery.npz' brings its labels. Leave --gallery-labels out"),
         (["--gallery", "{tmp}/g.npy", "--gallery-labels", "{tmp}/none.csv"], "Name a CSV file with columns pid, camid"),
@@ -272,7 +276,9 @@ def test_errors_name_value_allowed_and_fix(files, tmp_path, words, message):
     np.save(tmp_path / "g.npy", GALLERY["features"])
     np.savez(tmp_path / "empty.npz", pids=np.ones(3))
     (tmp_path / "text.npy").write_text("no array")
-    (tmp_path / "l.csv").write_text("pid,camid\n1,2\n3,4\n")
+    with (tmp_path / "many.npy").open("wb") as stream:
+        np.savez(stream, GALLERY["features"])
+    (tmp_path / "l.csv").write_text("\ufeffpid,camid\n1,2\n3,4\n", encoding="utf-8")  # as spreadsheets write it
     (tmp_path / "w.csv").write_text("pid,cam\n1,2\n")
     (tmp_path / "x.csv").write_text("pid,camid\n1,2\na,1\n")
     holed = GALLERY["features"].copy()

@@ -121,7 +121,7 @@ def test_release_people_and_deletion(tmp_path, kind):
         ({"storage": "codes"}, "storage is 'codes'; allowed: float32, float16, int8"),
         ({"kind": "hnsw", "probes": 4}, "faiss:kind=hnsw has 'probes'; allowed: kind, storage, links"),
         ({"kind": "hnsw", "linkz": 4}, "has 'linkz'; .* Did you mean 'links'?"),
-        ({"kind": "hnsw", "links": 0}, "links is 0, must be a whole number >= 1"),
+        ({"kind": "hnsw", "links": 1}, "links is 1, must be a whole number >= 2"),
         ({"kind": "hnsw", "links": "many"}, "links is 'many', must be a whole number"),
         ({"kind": "ivfpq", "code_bytes": 5}, "code_bytes is 5, must divide the 16 columns. Take 4"),
         ({"kind": "ivfpq", "lists": 2000}, "fitted on at least 2000 rows, the release has 1500. Take kind=flat"),

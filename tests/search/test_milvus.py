@@ -434,7 +434,7 @@ def test_the_token_is_used_and_never_written(tmp_path, drawn, server, monkeypatc
         ({"kind": "lsh"}, "kind is 'lsh'; allowed: flat, hnsw, ivf_flat"),
         ({"storage": "int8"}, "milvus:kind=flat has 'storage'; allowed: uri, collection, kind, timeout_s"),
         ({"kind": "hnsw", "probes": 3}, "milvus:kind=hnsw has 'probes'; allowed"),
-        ({"kind": "hnsw", "links": 0}, "links is 0, must be a whole number >= 1"),
+        ({"kind": "hnsw", "links": 1}, "links is 1, must be a whole number >= 2"),
         ({"uri": "ftp://x"}, "uri is 'ftp://x', must be http://HOST:PORT or https://HOST:PORT; left out: a file"),
         ({"collection": "my gallery"}, "collection is 'my gallery', must be letters, digits and '_'"),
         ({"timeout_s": 0}, "timeout_s is 0, must be a number of seconds > 0"),
