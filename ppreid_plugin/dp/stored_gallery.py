@@ -16,7 +16,7 @@ from .exact import LatticeGaussian
 from .mechanisms import DEFAULT_DELTA
 from .protected import ProtectedGallery, ProtectedRows, clean_units, unit_rows
 from .stored import load_release
-from .truth import labels_of_rows, load_truth_map, require_written_with
+from .truth import labels_of_rows, load_maps_of
 
 _log = logging.getLogger(__name__)
 
@@ -136,8 +136,7 @@ class StoredGallery(ProtectedGallery):
     def _read_labels(self, truth: Sequence[str | Path]) -> tuple[np.ndarray, np.ndarray]:
         release, flag = self.release, "privacy.gallery.truth"
         name, parts = release.manifest["release"], release.manifest["parts"]
-        maps = [load_truth_map(path) for path in truth]
-        require_written_with(maps, parts, flag=flag)
+        maps = load_maps_of(parts, truth, flag=flag)
         if release.pids is not None:
             return release.pids, np.full(len(release.pids), -1) if release.camids is None else release.camids
         if not maps:

@@ -55,6 +55,17 @@ def load_truth_map(path: str | Path) -> TruthMap:
     return TruthMap(str(path), rows=rows, sources=sources, **known)
 
 
+def load_maps_of(parts: Parts, paths: Sequence[str | Path], *, flag: str = "--truth") -> list[TruthMap]:
+    """Return the maps in these files, each of which was written with one of these parts of a release.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_truth_map` and :func:`require_written_with`.
+    """
+    maps = [load_truth_map(path) for path in paths]
+    require_written_with(maps, parts, flag=flag)
+    return maps
+
+
 def require_written_with(maps: Sequence[TruthMap], parts: Parts, *, flag: str = "--truth") -> None:
     """Raise ValueError unless each map was written with one of these parts of a release.
 

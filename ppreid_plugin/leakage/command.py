@@ -15,7 +15,7 @@ import torch
 from ..dp.gallery import DPGallery
 from ..dp.spec import MechanismSpec
 from ..dp.stored import load_release
-from ..dp.truth import load_truth_map, require_written_with
+from ..dp.truth import load_maps_of
 from ..dp.units import UNITS
 from ..report.record import environment, require_folder, write_json
 from ..report.sweep import make_gallery
@@ -169,8 +169,7 @@ def _of_release(
     manifest = release.manifest
     background = tuple({*args.background_pids, *manifest.get("background_pids", ())})
     tables = [path for path in args.truth if Path(path).suffix in (".npz", ".safetensors")]
-    maps = [load_truth_map(path) for path in args.truth if path not in tables]
-    require_written_with(maps, manifest["parts"])
+    maps = load_maps_of(manifest["parts"], [path for path in args.truth if path not in tables])
     named = {row: label for one in maps for row, label in one.rows.items()}
     known: dict[str, dict[str, int]] = {}
     for path in tables:

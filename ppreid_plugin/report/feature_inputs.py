@@ -20,7 +20,7 @@ from ..dp.gallery import DPGallery
 from ..dp.protected import unit_rows
 from ..dp.spec import MechanismSpec
 from ..dp.stored import load_release
-from ..dp.truth import labels_of_rows, load_truth_map, require_written_with
+from ..dp.truth import labels_of_rows, load_maps_of
 from ..leakage.data import LeakageSet
 from ..leakage.inputs import load_set
 from ..leakage.market_attributes import with_attributes
@@ -125,8 +125,7 @@ def _of_release(args: argparse.Namespace, gallery: LeakageSet, asked: LeakageSet
     release = load_release(args.release)
     by_name = {name: place for place, name in enumerate(gallery.row_ids)}
     manifest, names = release.manifest, release.row_ids
-    maps = [load_truth_map(path) for path in args.truth]
-    require_written_with(maps, manifest["parts"])
+    maps = load_maps_of(manifest["parts"], args.truth)
     if release.pids is None:
         if not maps:
             raise ValueError(

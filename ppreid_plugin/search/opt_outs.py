@@ -15,7 +15,7 @@ from typing import Any
 
 from ppreid_plugin.dp.journal import write_file
 from ppreid_plugin.dp.stored import MANIFEST, Release
-from ppreid_plugin.dp.truth import load_truth_map, require_written_with, rows_of_people
+from ppreid_plugin.dp.truth import load_maps_of, rows_of_people
 from ppreid_plugin.search.record import RECORD, IndexRecord
 
 OPTED_OUT = "opted_out.json"
@@ -149,8 +149,7 @@ def rows_without_pids(release: Release, pids: Collection[int], truth: Sequence[s
         ValueError: no maps, maps of another release, or not all of them.
     """
     name, parts = release.manifest["release"], release.manifest["parts"]
-    maps = [load_truth_map(path) for path in truth]
-    require_written_with(maps, parts)
+    maps = load_maps_of(parts, truth)
     if release.pids is not None or not pids:
         return set()
     if not maps:
