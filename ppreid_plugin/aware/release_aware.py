@@ -133,7 +133,6 @@ class ReleaseAware(Component):
         self.make_scheduler = make_scheduler
         self.seed = seed
         self.state: ReleaseAwareState | None = None
-        self._gathered: list[Tensor] = []
         self._figures: dict[str, float] = {}
         self._warned = False
 
@@ -142,7 +141,8 @@ class ReleaseAware(Component):
         codebook = None
         if self.has_codebook:
             codebook = LearnedCodebook(self.codewords, self.levels, context.feature_dim, self.assignment_temperature)
-        self.state = ReleaseAwareState(context.feature_dim, codebook).to(context.device)
+        rows = self._start_rows if self.has_codebook else 0
+        self.state = ReleaseAwareState(context.feature_dim, codebook, rows).to(context.device)
         self._optimizer = None if codebook is None else torch.optim.Adam(codebook.parameters(), lr=self.lr)
         self._scheduler = None
         if self.make_scheduler is not None and self._optimizer is not None:
@@ -212,12 +212,10 @@ class ReleaseAware(Component):
 
     def _started(self, codebook: LearnedCodebook, rows: Tensor) -> bool:
         """Whether the codebook is there; gather rows until it can be fitted."""
-        if not bool(codebook.started):
-            self._gathered.append(rows.detach().cpu())
-            if sum(map(len, self._gathered)) >= self._start_rows:
-                codebook.start(torch.cat(self._gathered), self.seed)
-                share_module(codebook)
-                self._gathered = []
+        if not bool(codebook.started) and self._state.gather(rows.detach()):
+            codebook.start(self._state.gathered, self.seed)
+            share_module(codebook)
+            self._state.gathered.zero_()
         return bool(codebook.started)
 
     def _watch(self, codebook: LearnedCodebook) -> None:
@@ -240,12 +238,30 @@ class ReleaseAware(Component):
 
 
 class ReleaseAwareState(nn.Module):
-    """What has to go on when training is resumed: the center, the number of batches, the codebook."""
+    """What has to go on when training is resumed: the center, the number of batches, the codebook or rows to start it.
+
+    Args:
+        columns: d.
+        codebook: that learns, or None.
+        start_rows: unit rows that the codebook is started from.
+    """
 
     steps: Tensor
+    gathered: Tensor
+    gathered_rows: Tensor
 
-    def __init__(self, columns: int, codebook: LearnedCodebook | None) -> None:
+    def __init__(self, columns: int, codebook: LearnedCodebook | None, start_rows: int) -> None:
         super().__init__()
         self.center = RunningCenter(columns)
         self.codebook = codebook
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("gathered", torch.zeros(start_rows, columns))
+        self.register_buffer("gathered_rows", torch.zeros((), dtype=torch.int64))
+
+    def gather(self, rows: Tensor) -> bool:
+        """Keep rows (B, d) as far as there is room; return whether it is full."""
+        begin = int(self.gathered_rows)
+        kept = self.gathered[begin : begin + len(rows)]
+        kept.copy_(rows[: len(kept)])
+        self.gathered_rows += len(kept)
+        return begin + len(kept) == len(self.gathered)

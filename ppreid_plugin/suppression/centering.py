@@ -37,5 +37,6 @@ class RunningCenter(nn.Module):
         self.mean.lerp_(F.normalize(features, dim=1).mean(0).to(self.mean), share)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return unit rows (B, d) as seen from the center."""
+        """Return unit rows (B, d) as seen from the center; a feature of zeros, without direction, gets no gradient."""
+        features = torch.where(features.detach().any(dim=1, keepdim=True), features, features.detach())
         return F.normalize(F.normalize(features, dim=1) - self.mean, dim=1)

@@ -87,6 +87,17 @@ def test_the_center_forgets_old_batches_at_its_momentum():
     assert torch.allclose(center.mean, torch.tensor([0.5, 0.5]))
 
 
+def test_a_feature_of_zeros_does_not_blow_up_the_gradient():
+    center = RunningCenter(4)
+    center.update(torch.rand(8, 4))
+    features = torch.rand(3, 4)
+    features[1] = 0
+    features.requires_grad_()
+    (center(features) * torch.randn(3, 4)).sum().backward()
+    assert torch.equal(features.grad[1], torch.zeros(4))
+    assert 0 < features.grad[[0, 2]].abs().max() < 100
+
+
 def test_the_center_passes_no_gradient_to_the_mean_but_to_the_rows():
     center = RunningCenter(4)
     features = torch.rand(6, 4, dtype=torch.float64, requires_grad=True)

@@ -169,6 +169,38 @@ def test_until_the_codebook_has_started_there_is_no_term(monkeypatch):
     assert part.loss_terms(batch_of(features, pids)) != {}
 
 
+def test_stopped_while_rows_are_gathered_it_starts_from_the_same_ones(monkeypatch):
+    """What goes on from a checkpoint of the first batches has the codebook of a training that was not stopped."""
+    monkeypatch.setattr(release_aware, "_LEAST_START_ROWS", 80)  # no multiple of a batch of 32
+    whole, first, again = (built(ReleaseAware("prior_subset", codewords=16)) for _ in range(3))
+    batches = [batch_of(*people(seed=seed)) for seed in range(4)]
+    for batch in batches:
+        whole.loss_terms(batch)
+    for batch in batches[:2]:
+        first.loss_terms(batch)
+    again.state.load_state_dict(first.state.state_dict())
+    assert not again.state.codebook.started
+    for batch in batches[2:]:
+        again.loss_terms(batch)
+    assert whole.state.codebook.started
+    for (name, one), other in zip(whole.state.state_dict().items(), again.state.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_the_codebook_starts_from_the_first_rows_in_their_order(monkeypatch):
+    monkeypatch.setattr(release_aware, "_LEAST_START_ROWS", 80)
+    part, alone = (built(ReleaseAware("prior_subset", codewords=16)) for _ in range(2))
+    seen = []
+    for seed in range(3):
+        features, _pids = people(seed=seed)
+        part.state.gather(rows := F.normalize(features, dim=1))
+        seen.append(rows)
+    assert torch.equal(part.state.gathered, torch.cat(seen)[:80])
+    assert not alone.state.gather(seen[0])
+    assert not alone.state.gather(seen[1])
+    assert alone.state.gather(seen[2])
+
+
 def test_a_large_level_gathers_enough_rows_to_start_from():
     assert ReleaseAware("prior_subset", codewords=512, levels=1)._start_rows == 16 * 512
 
