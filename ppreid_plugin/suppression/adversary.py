@@ -6,6 +6,7 @@ through decoder and adversary with their parameters frozen; the decoder from nei
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -54,7 +55,8 @@ class Adversary(Component, ABC):
         weight_decay: of the adversary, decoupled (AdamW), >= 0.
         dropout: in [0, 1), before the last layer of the adversary's network; off while it attacks the encoder.
         ensemble: members, independently initialized (for each fold of ``cross_fit``).
-        restart_epochs: draw a member's parameters anew every so many epochs, the members in turn; 0: never.
+        restart_epochs: draw a member's parameters anew every so many epochs, the members in turn, so no fewer than
+            there are members; 0: never.
         people: whom it learns and whom it attacks: ``all`` people both, ``held_out`` ones are attacked and not learned,
             ``cross_fit`` (two folds, each attacks whom the other learns), or ``auto``: the adversary's own default.
         held_out_people: share of the training people that ``held_out`` attacks, in (0, 1).
@@ -110,6 +112,13 @@ class Adversary(Component, ABC):
             raise ValueError(
                 f"{self.name} has people '{people}', but its labels are the people: those it does not learn have no "
                 f"class, so that nothing can be held out. Of {', '.join(PEOPLE)} it takes all (or auto)."
+            )
+        members = ensemble * (2 if self.people == "cross_fit" else 1)
+        if 0 < restart_epochs < members:
+            raise ValueError(
+                f"{self.name} has restart_epochs {restart_epochs} with {members} members, of which several would "
+                f"restart at once and leave the encoder without a trained opponent; must be 0 (never) or >= {members}. "
+                f"Set privacy.adversary.restart_epochs {members} or more, or a smaller privacy.adversary.ensemble."
             )
         self.make_scheduler = make_scheduler
         self.seed = seed
@@ -221,7 +230,7 @@ class Adversary(Component, ABC):
         if self._held_out is not None:
             figures[f"held_out_loss_{self.name}"] = self._held_out
         self._seen = self._learned = None
-        return {**figures, "feature_spread": spread}
+        return {**figures, "feature_spread": spread} if math.isfinite(spread) else figures
 
     @property
     def members(self) -> tuple[Member, ...]:

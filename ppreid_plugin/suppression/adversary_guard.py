@@ -27,8 +27,11 @@ def feature_spread(features: Tensor) -> float:
     .. math:: s = \sum_i \lVert f_i - \bar f \rVert^2 / \sum_i \lVert f_i \rVert^2
 
     Shape:
-        features: (B, d). Output: in [0, 1]; 0 where all rows are equal (or all zero), 1 where their mean is 0.
+        features: (B, d). Output: in [0, 1]; 0 where all rows are equal (or all zero), 1 where their mean is 0; nan for
+        less than two rows.
     """
+    if len(features) < 2:
+        return math.nan
     features = features.double()
     energy = features.square().sum()
     return float((features - features.mean(0)).square().sum() / energy) if energy > 0 else 0.0

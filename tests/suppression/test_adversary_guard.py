@@ -1,6 +1,7 @@
 """The guard speaks when an adversary is of no use, each cause provoked, and is silent otherwise."""
 
 import logging
+import math
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from adversary_cases import setup
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ppreid_plugin.components import Batch
 from ppreid_plugin.suppression.adversary_guard import AdversaryGuard, feature_spread
 
 
@@ -83,6 +85,19 @@ def test_spread_is_the_variance_over_the_energy(rows, dim, seed):
     assert feature_spread(features) == pytest.approx(float(wanted), rel=1e-9)
     assert feature_spread(features - features.mean(0)) == pytest.approx(1.0)
     assert feature_spread(features[:1].expand(rows, dim)) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_one_image_has_no_spread_and_is_no_collapse(caplog):
+    assert math.isnan(feature_spread(torch.rand(1, 8)))
+    _, _, adversary, batch = setup(input="feature")
+    one = Batch(batch.images[:1], batch.pids[:1], batch.features[:1], None, 0.5, {"camid": torch.zeros(1).long()})
+    with caplog.at_level(logging.WARNING):
+        adversary.loss_terms(one)
+        figures = adversary.finish_step(one)
+        assert adversary.guard.finish_epoch(0) == []
+    assert figures
+    assert "feature_spread" not in figures
+    assert not caplog.records
 
 
 def test_figures_that_are_not_finite_are_left_out():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ppreid_plugin.suppression import IdentityAdversary
+from ppreid_plugin.suppression.adversary import ADVERSARIES
 from ppreid_plugin.suppression.adversary_members import people_folds, take
 from ppreid_plugin.suppression.adversary_terms import bounded, weighted_mean
 
@@ -178,6 +179,18 @@ def restarts(epochs, **settings):
 def test_members_restart_in_turn():
     assert restarts(13, restart_epochs=6) == [[6, 12]]
     assert restarts(13, restart_epochs=6, ensemble=2) == [[6, 12], [3, 9]]
+    assert restarts(5, restart_epochs=2, ensemble=2) == [[2, 4], [1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "members"),
+    [({"ensemble": 3}, 3), ({"people": "cross_fit"}, 2), ({"people": "cross_fit", "ensemble": 2}, 4)],
+)
+def test_members_that_would_restart_at_once_are_refused(settings, members):
+    settings = {"input": "feature", **settings}
+    with pytest.raises(ValueError, match=f"restart_epochs 1 with {members} members.*must be 0 .never. or >= {members}"):
+        ADVERSARIES.get("image")(restart_epochs=1, **settings)
+    assert ADVERSARIES.get("image")(restart_epochs=members, **settings).restart_epochs == members
     assert restarts(13) == [[]]
 
 
