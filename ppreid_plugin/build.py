@@ -78,7 +78,8 @@ def check(cfg: CfgNode) -> None:
             f"support {', '.join(UNSUPPORTED_MODELS)}. Choose another model, or disable "
             f"{' and '.join(f'privacy.{node}' for node in suppresses)}."
         )
-    build_components(cfg)  # registered names, budgets, options and label files, before any data are read
+    for component in build_components(cfg):  # registered names, budgets, options, label files: before data are read
+        component.check_images(cfg.data.height, cfg.data.width)
     if not cfg.test.evaluate:
         by_person = cfg.sampler.train_sampler == "RandomIdentitySampler"
         check_shares(cfg.train.batch_size, ranks.world_size(), cfg.sampler.num_instances if by_person else 1)

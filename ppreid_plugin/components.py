@@ -96,6 +96,13 @@ class Component:
 
     in_training = True  # False for a part that only evaluation uses: it needs no access to the feature
 
+    def check_images(self, height: int, width: int) -> None:
+        """Check that images of this size in pixels will do. Called before any data are read.
+
+        Raises:
+            ValueError: they will not.
+        """
+
     def build(self, context: Context) -> None:
         """Make the modules. Called once, when the engine is constructed."""
 

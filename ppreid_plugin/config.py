@@ -175,8 +175,9 @@ def check_config(cfg: CfgNode) -> None:
         if not (math.isfinite(value) and value >= 0):
             raise ConfigError(f"{key} is {value}, must be >= 0. Set it in the YAML or append: {key} {OPTIONS[key][0]}")
     try:
-        check_image_transforms(cfg.data.transforms, key="data.transforms", known=TORCHREID_TRANSFORMS)
-        check_image_transforms(cfg.data.transforms_test, key="data.transforms_test")
+        size = {"height": cfg.data.height, "width": cfg.data.width}
+        check_image_transforms(cfg.data.transforms, key="data.transforms", known=TORCHREID_TRANSFORMS, **size)
+        check_image_transforms(cfg.data.transforms_test, key="data.transforms_test", **size)
         parse_deid_loss(cfg.privacy.deid.loss)
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -27,7 +27,8 @@ class DeIDTarget(ABC):
 
     Constructor arguments are keywords with defaults; those named like a ``privacy.deid`` key take its value, and
     ``seed`` takes ``train.seed``. A target is a fixed function of an image: the same image has the same target in every
-    epoch and batch, and no target moves torch's global generator. `of_batch`, `fresh` and `prepare` are optional.
+    epoch and batch, and no target moves torch's global generator. `of_batch`, `fresh`, `check_size` and `prepare` are
+    optional.
 
     Attributes:
         is_image_transform: whether the name may stand in ``data.transforms`` and ``data.transforms_test``.
@@ -49,6 +50,13 @@ class DeIDTarget(ABC):
     def fresh(self, images: Tensor) -> Tensor:
         """De-identify as a training-image transform: noise is drawn anew, from torch's global generator."""
         return self(images)
+
+    def check_size(self, height: int, width: int) -> None:  # noqa: B027  (most targets take every size)
+        """Check that images of this size in pixels can be de-identified, before any are read.
+
+        Raises:
+            ValueError: they cannot.
+        """
 
     def prepare(self, context: Context) -> None:  # noqa: B027  (most targets need nothing)
         """Take what is needed from the engine before training, such as access to its training images."""
@@ -89,14 +97,18 @@ class Pixelate(DeIDTarget):
         """Pixelate a batch."""
         return F.interpolate(self.means(images), size=images.shape[-2:], mode="nearest-exact")
 
+    def check_size(self, height: int, width: int) -> None:
+        """Check that there are pixels for all blocks."""
+        if self.blocks > width:
+            raise ValueError(f"blocks is {self.blocks}, must be <= the image width of {width} pixels.")
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the number of blocks down and across an image of that size.
 
         Raises:
             ValueError: more blocks than pixels across.
         """
-        if self.blocks > width:
-            raise ValueError(f"blocks is {self.blocks}, must be <= the image width of {width} pixels.")
+        self.check_size(height, width)
         return min(height, max(1, round(self.blocks * height / width))), self.blocks
 
     def means(self, images: Tensor) -> Tensor:

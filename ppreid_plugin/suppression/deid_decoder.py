@@ -86,6 +86,12 @@ class DeIDDecoder(Component):
         DECODERS.get(decoder, key="privacy.deid.decoder")
         self.network: Decoder | None = None
 
+    def check_images(self, height: int, width: int) -> None:
+        """Check that targets and loss take images of this size."""
+        for target in self.targets.values():
+            target.check_size(height, width)
+        self.loss.check_size(self.height or height, self.width or width)
+
     @property
     def has_learned(self) -> bool:
         """Whether the decoder has taken a step."""
@@ -106,8 +112,8 @@ class DeIDDecoder(Component):
                 "privacy.deid.input is 'feature_map', but this model has no pooling layer whose input could be read. "
                 "Use privacy.deid.input feature."
             )
+        self.check_images(context.height, context.width)
         self.height, self.width = self.height or context.height, self.width or context.width
-        self.loss.check_size(self.height, self.width)
         for target in self.targets.values():
             target.prepare(context)
         with isolated_rng(self.seed):

@@ -57,6 +57,10 @@ class Mask(DeIDTarget):
         self.silhouettes = silhouettes
         self._known: dict[tuple[str, int, int], tuple[np.ndarray, np.ndarray] | None] = {}
 
+    def check_size(self, height: int, width: int) -> None:
+        """Check that there are pixels for all blocks."""
+        self._below.check_size(height, width)
+
     def __call__(self, images: Tensor) -> Tensor:
         """De-identify images without silhouettes."""
         return self._blocks(images)

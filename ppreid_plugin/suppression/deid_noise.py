@@ -146,6 +146,10 @@ class DPPixelate(NoisyTarget):
         require_whole("neighborhood of dp_pixelate", neighborhood, hint="pixels, such as 16")
         self.blocks, self.epsilon, self.neighborhood = blocks, epsilon, neighborhood
 
+    def check_size(self, height: int, width: int) -> None:
+        """Check that there are pixels for all blocks."""
+        self._pixelate.check_size(height, width)
+
     @property
     def image_epsilon(self) -> float:
         """Budget that one draw of one image spends, all three channels together."""

@@ -47,6 +47,10 @@ class Sometimes(NoisyTarget):
         self.target, self.share = target, share
         self._apply = build_deid_target(target, seed=seed)
 
+    def check_size(self, height: int, width: int) -> None:
+        """Check what the target checks."""
+        self._apply.check_size(height, width)
+
     def noise_shape(self, height: int, width: int) -> tuple[int, int]:
         """One number an image (the first of its channels')."""
         return 1, 1

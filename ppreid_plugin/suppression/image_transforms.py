@@ -85,14 +85,21 @@ def parse_image_transform(spec: str, *, key: str = "data.transforms", known: Seq
     return DEID_TARGETS.get(name)(**options)
 
 
-def check_image_transforms(specs: Sequence[str], *, key: str, known: Sequence[str] = ()) -> None:
+def check_image_transforms(
+    specs: Sequence[str], *, key: str, height: int, width: int, known: Sequence[str] = ()
+) -> None:
     """Check the names and arguments of ``data.transforms`` or ``data.transforms_test``.
 
     Raises:
-        ValueError: as `parse_image_transform`.
+        ValueError: as `parse_image_transform`; one that does not take images of height x width pixels.
     """
     for spec in specs:
-        parse_image_transform(str(spec), key=key, known=known)
+        target = parse_image_transform(str(spec), key=key, known=known)
+        if target is not None:
+            try:
+                target.check_size(height, width)
+            except ValueError as error:
+                raise ValueError(f"{key} has {spec!r}: {error}") from None
 
 
 def insert_image_transforms(compose: Any, specs: Sequence[str], *, fresh: bool) -> list[ImageTransform]:

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ppreid_plugin import build
 from ppreid_plugin.suppression import (
     DEID_TARGETS,
     Blur,
@@ -97,6 +98,26 @@ def test_none_is_the_clean_decoder():
 def test_errors_name_value_allowed_and_fix(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", sorted(set(DEID_TARGETS.names()) - {"mean_image"}))
+@pytest.mark.parametrize("size", [(4, 40), (9, 8), (16, 7), (64, 32)])
+def test_a_target_takes_the_sizes_that_its_check_lets_through_and_no_others(name, size):
+    """The check before training says what the first batch would."""
+    target = DEID_TARGETS.get(name)()
+    needs_blocks = name in {"pixelate", "dp_pixelate", "mask", "sometimes"}
+    for call in (lambda: target.check_size(*size), lambda: target(torch.rand(1, 3, *size))):
+        if needs_blocks and size[1] < 8:
+            with pytest.raises(ValueError, match="blocks is 8, must be <= the image width of 7 pixels"):
+                call()
+        else:
+            call()
+
+
+def test_more_blocks_than_pixels_are_refused_before_data_are_read(make_cfg):
+    cfg = make_cfg("privacy.deid.enabled", True, "privacy.deid.blocks", 300, "data.root", "nowhere")
+    with pytest.raises(ValueError, match=f"blocks is 300, must be <= the image width of {cfg.data.width} pixels"):
+        build.check(cfg)
 
 
 def test_only_the_mean_image_needs_training_images_first():

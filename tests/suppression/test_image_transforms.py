@@ -144,6 +144,11 @@ def test_what_training_spends_is_said_only_of_dp_pixelation():
         (["data.transforms", "['pixelate:blocks=4+blocks=8']"], "'pixelate' gives 'blocks' twice; give it once"),
         (["data.transforms_test", "['noise:noise_std=0']"], "noise_std is 0, must be a finite number > 0"),
         (["data.transforms", "['dp_pixelate:epsilon=-1']"], "epsilon of dp_pixelate is -1, must be a finite number"),
+        (
+            ["data.transforms", "['dp_pixelate:blocks=200']"],
+            "data.transforms has 'dp_pixelate:blocks=200': blocks is 200, must be <= the image width of 128 pixels",
+        ),
+        (["data.transforms_test", "['mask:blocks=200']"], "data.transforms_test has 'mask:blocks=200': blocks is 200"),
         (["privacy.deid.loss", "mse:1,sim:2"], "privacy.deid.loss is 'sim'; allowed: l1, mse, ssim"),
         (["privacy.deid.scales", "0"], "privacy.deid.scales is 0, must be > 0"),
         (["privacy.deid.height", "-1"], "privacy.deid.height is -1, must be >= 0"),
