@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 EPSILON ?= 16
 DEMO_ARGS ?=
-# such as --benchmark-json=bench.json, or -k extraction
+# such as --benchmark-json=bench.json, -k extraction, or "-m slow" for the coverage of the leakage floors (minutes)
 BENCH_ARGS ?=
 RUN = $(VENV)/bin/python
 # two test processes with one thread each: more threads than cores wait for each other
@@ -23,7 +23,7 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.installed
-	$(RUN) -m pytest tests/benchmarks -s --benchmark-columns=min,median,rounds $(BENCH_ARGS)
+	$(RUN) -m pytest tests/benchmarks -m "not slow" -s --benchmark-columns=min,median,rounds $(BENCH_ARGS)
 
 docs: $(VENV)/.installed
 	$(RUN) tools/write_docs.py

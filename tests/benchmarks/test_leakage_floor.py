@@ -1,5 +1,7 @@
 """On independent features the attackers' figures cover the floor: 200 seeds, each with other people.
 
+    make bench BENCH_ARGS="-m slow"
+
 LEAKAGE_SEEDS sets their number. The share of 95 % intervals that hold the floor must lie in the binomial 99.9 % band.
 """
 
