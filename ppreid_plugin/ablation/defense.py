@@ -40,6 +40,13 @@ class Defense(ABC):
     attributes: tuple[str, ...] = ()
     all_attributes: bool = False
 
+    def check_columns(self, columns: int) -> None:  # noqa: B027  (most take features of any size)
+        """Check that features of so many columns will do, before anything is trained.
+
+        Raises:
+            ValueError: they will not.
+        """
+
     def fit(self, train: LeakageSet) -> Self:
         """Learn what is needed from people outside the gallery; return self."""
         return self

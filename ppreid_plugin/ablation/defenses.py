@@ -35,11 +35,15 @@ class RandomProjection(RowDefense):
         self.dims, self.seed = require_whole("dims", dims), require_whole("seed", seed, least=0)
         self._directions: npt.NDArray[np.float64] | None = None
 
+    def check_columns(self, columns: int) -> None:
+        """Check that there are as many directions."""
+        if self.dims > columns:
+            raise ValueError(f"projection has dims {self.dims}, must be <= the {columns} columns of the features.")
+
     def fit(self, train: LeakageSet) -> Self:
         """Draw the directions; the rows say only how many columns there are."""
         columns = train.features.shape[1]
-        if self.dims > columns:
-            raise ValueError(f"projection has dims {self.dims}, must be <= the {columns} columns of the features.")
+        self.check_columns(columns)
         drawn = np.random.default_rng(self.seed).normal(size=(columns, self.dims))
         self._directions = np.linalg.qr(drawn)[0]
         return self

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
-from .. import build
+from .. import build, toolbox
+from ..components import isolated_rng
 from ..config import ConfigError, check_config
 from ..dp.gallery import DPGallery
+from ..features import probe_shapes
 from ..leakage import Judge
 from ..leakage.finished import FinishedRuns
 from ..registry import closest
@@ -109,6 +111,11 @@ class Runner:
         known = sorted({name for one in (self._people or {}).values() for name in one})
         for one in self.work:
             defense = self._defense(one)
+            if defense is not None:
+                try:
+                    defense.check_columns(_feature_columns(one.cfg.model.name, one.cfg.data.height, one.cfg.data.width))
+                except ValueError as error:
+                    raise ConfigError(f"row '{one.row.name}': {error}") from None
             if defense is not None and defense.all_attributes and not known:
                 raise ConfigError(
                     f"row '{one.row.name}' takes out all attributes that are probed, and there are none. Give labels: "
@@ -276,3 +283,10 @@ class Runner:
     def _probe(self) -> DeIDProbe:
         cfg, measures = self.work[0].cfg, self.plan.measures
         return DeIDProbe(measures.deid_target, height=cfg.data.height, width=cfg.data.width, steps=measures.deid_steps)
+
+
+@cache
+def _feature_columns(model: str, height: int, width: int) -> int:
+    with isolated_rng(0):
+        built = toolbox.models.build_model(model, num_classes=1, pretrained=False)
+    return probe_shapes(built, height, width)[0]

@@ -462,6 +462,13 @@ def test_attributes_that_a_defense_takes_out_are_looked_up_before_anything_is_tr
     assert not list(tmp_path.glob("out/training/*"))
 
 
+def test_a_projection_that_does_not_fit_the_model_is_refused_before_anything_is_trained(write_plan, flags, tmp_path):
+    rows = [ROWS[0], {"name": "projected", "of": "baseline", "defense": "projection:dims=513"}]
+    with pytest.raises(ConfigError, match="row 'projected': projection has dims 513, must be <= the 512 columns"):
+        ablation_command(flags(write_plan(rows, measures=QUICK)))
+    assert not list(tmp_path.glob("out/training/*"))
+
+
 def test_list_and_dry_run_write_nothing_and_say_how_far_rows_are(write_plan, flags, tmp_path, capsys):
     plan = write_plan(MORE, measures=QUICK)
     assert ablation_command(flags(plan, "--list", "--seeds", 4, 5)) == {}
