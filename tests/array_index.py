@@ -11,6 +11,13 @@ from ppreid_plugin.search.record import IndexRecord, sealed
 from ppreid_plugin.search.source import RowBatch, RowSource
 from ppreid_plugin.search.symbols import SymbolTable
 
+RELEASE = {
+    "release": "arrays", "epsilon": 1.0, "delta": 0.0, "unit": "image", "adjacency": "replace", "protocol": "enrolled",
+    "mechanism": {"mechanism": "none"}, "transform": {"transform": "none"}, "model": "none", "person_level": None,
+    "ledger": {"scope": "none", "budget": None, "reservation": None, "ledger_seq": None, "ledger_head": None},
+    "manifest_sha256": 64 * "0",
+}  # fmt: skip
+
 
 class ArraySource(RowSource):
     """Rows from arrays, without a release: for tests of backends alone."""
@@ -58,7 +65,7 @@ def index_of(folder, source, backend="exact", *, batch=64, background=(0,), **op
         labels=labels,
         id_bytes=source.id_bytes,
         metric="cosine",
-        release={"release": "arrays", "model": "none", "background_pids": list(background)},
+        release={**RELEASE, "background_pids": list(background)},
         files=sealed(generation, files),
     )
     record.write(folder)

@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ppreid_plugin.dp.journal import canonical, fsync_folder, write_all, write_file
+from ppreid_plugin.search.record_shape import Shape, misfit, text, whole
 
 JOURNAL = "journal.jsonl"
+
+_PLAN: Shape = {"plan": {"backend": text, "options": lambda value: isinstance(value, dict)}}
+_ROWS: Shape = {"rows": whole(0)}
 
 
 class BuildJournal:
@@ -35,12 +39,14 @@ class BuildJournal:
         for number, line in enumerate(lines):
             try:
                 record = json.loads(line)
-                if number:
-                    self.rows = int(record["rows"])
-                else:
-                    self.plan = dict(record["plan"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, RecursionError):
+                break
+            if misfit(record, _ROWS if number else _PLAN) is not None:
                 break  # what stands from here on cannot be trusted: it is written again
+            if number:
+                self.rows = record["rows"]
+            else:
+                self.plan = record["plan"]
 
     def start(self, plan: dict[str, Any]) -> None:
         """Begin with a new plan and no rows."""

@@ -108,7 +108,7 @@ def build_index(
         if current is not None and content_of(current) == content_of(record) and _opens(folder, current):
             clean(folder)
             out.write(folder)
-            return current
+            return _mended(folder, current, record)
         if damaged:
             clean(folder)  # what it named is not known to be whole
             (folder / RECORD).unlink()
@@ -146,10 +146,12 @@ def write_generation(
     kind = INDEXES.get(record.backend)
     generation = folder / record.generation
     journal = BuildJournal(generation)
-    fits = journal.plan is not None and content_of(record) == {
-        **journal.plan,
-        "options": asked_options(journal.plan["options"]),
-    }
+    fits = (
+        journal.plan is not None
+        and content_of(record) == {**journal.plan, "options": asked_options(journal.plan["options"])}
+        and kind.sound_options(journal.plan["options"])
+        and journal.rows <= source.rows
+    )
     if fits and journal.plan is not None:
         record = replace(record, options=journal.plan["options"])  # names that were drawn by the first try
     clean(folder, keep=record.generation if fits else "")
@@ -212,6 +214,17 @@ def _opens(folder: Path, record: IndexRecord) -> bool:
         _log.warning("%s It is built anew.", error)
         return False
     return True
+
+
+def _mended(folder: Path, current: IndexRecord, record: IndexRecord) -> IndexRecord:
+    """Return the record that is in place, written again if it says of the release what the release does not."""
+    whole = replace(
+        record, generation=current.generation, options=current.options, files=current.files, created=current.created
+    )
+    if whole != current:
+        _log.warning("'%s' was edited: what it says of the release is written again.", folder / RECORD)
+        whole.write(folder)
+    return whole
 
 
 def _public_metadata(record: IndexRecord) -> dict[str, Any]:

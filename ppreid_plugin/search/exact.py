@@ -21,7 +21,7 @@ from ppreid_plugin.search.hits import Hits, best
 from ppreid_plugin.search.index import IndexWriter, register_index
 from ppreid_plugin.search.record import IndexRecord
 from ppreid_plugin.search.source import RowSource
-from ppreid_plugin.search.storage import CodeRows, build_storage
+from ppreid_plugin.search.storage import STORAGES, CodeRows, build_storage
 from ppreid_plugin.search.stored_rows import StoredRowsIndex, StoredRowsWriter
 from ppreid_plugin.search.symbols import best_rows, postings
 
@@ -73,6 +73,11 @@ class ExactIndex(StoredRowsIndex):
         storage = options.get("storage", "float32" if source.table is None else "codes")
         build_storage(storage, source.columns, source.table)
         return {"storage": storage}
+
+    @classmethod
+    def sound_options(cls, options: Mapping[str, Any]) -> bool:
+        """Return whether ``storage`` is named."""
+        return options.get("storage") in STORAGES.names()
 
     @classmethod
     def writer(

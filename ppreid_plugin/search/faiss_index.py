@@ -28,6 +28,7 @@ from ppreid_plugin.search.columns import open_columns
 from ppreid_plugin.search.hits import Hits
 from ppreid_plugin.search.index import IndexWriter, register_index
 from ppreid_plugin.search.record import IndexRecord
+from ppreid_plugin.search.record_shape import misfit, whole
 from ppreid_plugin.search.source import RowSource
 from ppreid_plugin.search.storage import RowStorage, build_storage
 from ppreid_plugin.search.stored_rows import StoredRowsIndex, StoredRowsWriter
@@ -40,6 +41,7 @@ OPTIONS: dict[str, dict[str, int]] = {
     "ivfpq": {"lists": 0, "code_bytes": 0, "probes": 32, "candidates": 10},
 }
 
+_STORED = ("float32", "float16", "int8")
 _CODE_BITS = 8
 _FITTED_ON = 2**_CODE_BITS  # rows that codes need at least
 _ADDED = 16_384  # rows a step
@@ -110,7 +112,7 @@ class FaissIndex(StoredRowsIndex):
         """Return all options of the chosen kind."""
         import_faiss()
         kind = choice("kind", options.get("kind", "flat"), list(OPTIONS))
-        storage = choice("storage", options.get("storage", "float32"), ["float32", "float16", "int8"])
+        storage = choice("storage", options.get("storage", "float32"), _STORED)
         allowed = ["kind", "storage", *OPTIONS[kind]]
         if unknown := [name for name in options if name not in allowed]:
             raise ValueError(
@@ -126,6 +128,13 @@ class FaissIndex(StoredRowsIndex):
         if kind == "ivfpq":
             _check_ivfpq(numbers, source)
         return {"kind": kind, "storage": storage, **numbers}
+
+    @classmethod
+    def sound_options(cls, options: Mapping[str, Any]) -> bool:
+        """Return whether kind, storage and all numbers of the kind are named."""
+        kind = options.get("kind")
+        known = isinstance(kind, str) and kind in OPTIONS and options.get("storage") in _STORED
+        return known and misfit(options, {name: whole(1, 2**31 - 1) for name in OPTIONS[str(kind)]}) is None
 
     @classmethod
     def thinned_options(cls, options: Mapping[str, Any], source: RowSource) -> dict[str, Any]:

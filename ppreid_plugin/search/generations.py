@@ -93,5 +93,7 @@ def clean(folder: Path, *, keep: str = "") -> None:
             continue
         generation = folder / name
         if (plan := BuildJournal(generation).plan) is not None:
-            INDEXES.get(plan["backend"]).discard(generation, plan["options"])
+            kind = INDEXES.get(plan["backend"])
+            if kind.sound_options(plan["options"]):  # else the journal was edited, and does not say what else there is
+                kind.discard(generation, plan["options"])
         shutil.rmtree(generation)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ppreid_plugin.dp.protected import unit_rows
@@ -19,13 +20,15 @@ from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.registry import Registry
 from ppreid_plugin.retrieval.checks import Features, as_matrix, require_finite
 from ppreid_plugin.search.hits import Hits
-from ppreid_plugin.search.record import IndexRecord, check_hashes, check_sizes, read_record
+from ppreid_plugin.search.record import IndexRecord, check_hashes, check_sizes, damaged, read_record
 from ppreid_plugin.search.source import RowBatch, RowSource
 from ppreid_plugin.search.symbols import SymbolTable
 
 Derived = TypeVar("Derived")
 
 PUBLIC = "public.safetensors"  # transform and codebook: fitted on training people, published with the release
+
+_TRIES = 5  # to open an index whose rows are replaced meanwhile
 
 
 class IndexWriter(ABC):
@@ -65,8 +68,11 @@ class GalleryIndex(ABC):
         folder: of the index.
         record: its ``index.json``.
 
+    Attributes:
+        public: transform and codebook of the release, by array name.
+
     Raises:
-        ValueError: files that are missing, cut off, or of another shape.
+        ValueError: files that are missing, cut off, or of another shape; options that the backend never writes.
     """
 
     name: ClassVar[str]
@@ -75,12 +81,20 @@ class GalleryIndex(ABC):
     def __init__(self, folder: Path, record: IndexRecord) -> None:
         self.folder, self.record = folder, record
         self._derived: dict[Any, Any] = {}
+        if not self.sound_options(record.options):
+            raise damaged(folder, f"options of backend {record.backend!r}")
         check_sizes(folder, record)
+        self.public = _load_public(self.generation / PUBLIC)  # now: a later build deletes the file
 
     @classmethod
     @abstractmethod
     def checked_options(cls, options: Mapping[str, Any], source: RowSource) -> dict[str, Any]:
         """Return the options for these rows, defaults filled in, JSON-ready; ValueError if one is bad."""
+
+    @classmethod
+    def sound_options(cls, options: Mapping[str, Any]) -> bool:
+        """Return whether stored options are such as :meth:`checked_options` returns; asked before one is used."""
+        return True
 
     @classmethod
     def thinned_options(cls, options: Mapping[str, Any], source: RowSource) -> dict[str, Any]:
@@ -162,11 +176,6 @@ class GalleryIndex(ABC):
         return self.folder / self.record.generation
 
     @cached_property
-    def public(self) -> dict[str, np.ndarray]:
-        """Transform and codebook of the release, by array name."""
-        return dict(load_file(self.generation / PUBLIC))
-
-    @cached_property
     def table(self) -> SymbolTable | None:
         """What symbols stand for, or None."""
         arrays = SymbolTable.arrays_of(self.public)
@@ -246,9 +255,10 @@ def open_index(folder: str | Path) -> GalleryIndex:
         ValueError: a file that was edited, cut off or is missing.
         ImportError: the backend's library is not installed.
         ConnectionError: its server does not answer.
+        BlockingIOError: other processes replaced the rows again and again meanwhile.
     """
     folder = Path(folder)
-    for attempt in range(2):
+    for _ in range(_TRIES):
         record = read_record(folder)
         if record is None:
             raise FileNotFoundError(
@@ -257,7 +267,19 @@ def open_index(folder: str | Path) -> GalleryIndex:
             )
         try:
             return INDEXES.get(record.backend)(folder, record)
-        except ValueError:
-            if attempt or read_record(folder) == record:
+        except (ValueError, OSError):  # a file that was deleted, or a server's collection
+            if read_record(folder) == record:
                 raise  # else another process has just replaced the rows
-    raise FileNotFoundError(f"'{folder}' was replaced while it was opened. Try again.")
+    raise BlockingIOError(
+        f"the rows of '{folder}' were replaced {_TRIES} times while it was opened: another process is building. Wait "
+        "for it, then run this again."
+    )
+
+
+def _load_public(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"'{path}' cannot be read ({' '.join(str(error).split())}): the index is damaged. Build it again."
+        ) from None

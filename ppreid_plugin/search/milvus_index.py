@@ -26,6 +26,7 @@ from ppreid_plugin.search.index import GalleryIndex, IndexWriter, register_index
 from ppreid_plugin.search.milvus_client import MilvusConnection, import_pymilvus
 from ppreid_plugin.search.milvus_writer import DATABASE, MOST_HITS, NUMBERS, MilvusWriter, place_of, rows_a_call
 from ppreid_plugin.search.record import ERASING, IndexRecord, check_hashes
+from ppreid_plugin.search.record_shape import Shape, misfit, number, text, whole
 from ppreid_plugin.search.source import RowBatch, RowSource
 from ppreid_plugin.search.storage import dot_products
 
@@ -35,6 +36,14 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _LEAST = {"links": 2}  # Milvus takes 2 to 2,048
 _MARGIN = 16  # hits beyond the asked ones: float32 may swap near ones
 _QUERIES_A_CALL = 64
+_STORED: Shape = {
+    "uri": lambda value: isinstance(value, str) and (not value or value.startswith(("http://", "https://"))),
+    "collection": text,
+    "timeout_s": number,
+    "_collection": text,
+    "_rows": whole(1),
+    ERASING: whole(0),
+}
 _READ = 16_384  # rows a step
 
 
@@ -100,6 +109,13 @@ class MilvusIndex(GalleryIndex):
             MilvusConnection(uri, float(timeout)).close()
         drawn = {"_collection": f"{collection}_{secrets.token_hex(4)}", "_rows": source.rows}
         return {"uri": uri, "collection": collection, "kind": kind, "timeout_s": float(timeout), **numbers, **drawn}
+
+    @classmethod
+    def sound_options(cls, options: Mapping[str, Any]) -> bool:
+        """Return whether place, collection, kind and all numbers of the kind are named."""
+        kind = options.get("kind")
+        numbers = {name: whole(1) for name, one in NUMBERS.items() if kind in one[0]}
+        return kind in KINDS and misfit({ERASING: 0, **options}, {**_STORED, **numbers}) is None
 
     @classmethod
     def writer(

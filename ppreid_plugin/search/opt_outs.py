@@ -17,10 +17,19 @@ from ppreid_plugin.dp.journal import write_file
 from ppreid_plugin.dp.stored import MANIFEST, Release
 from ppreid_plugin.dp.truth import load_maps_of, rows_of_people
 from ppreid_plugin.search.record import RECORD, IndexRecord
+from ppreid_plugin.search.record_shape import PID, Shape, every, maybe, misfit, text, whole
 
 OPTED_OUT = "opted_out.json"
 
 _FORMAT, _VERSION = "ppreid_plugin search opt-outs", 1
+_NAMING: Shape = {"release": text, "protocol": text, "heads": every(text)}
+_SHAPE: Shape = {
+    "pids": every(PID),
+    "rows": every(text),
+    "named_by": lambda value: value == {} or misfit(value, _NAMING) is None,
+    "format": text,
+    "version": whole(1),
+}
 
 
 @dataclass(frozen=True)
@@ -131,9 +140,15 @@ def names_hold(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> bool:
 def parts_of(folder: Path, record: IndexRecord) -> list[dict[str, Any]]:
     """Return what the indexed release's manifest says of its draws; its last one alone where that cannot be read."""
     try:
-        return list(json.loads((folder / record.generation / MANIFEST).read_text(encoding="utf-8"))["parts"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return [dict(record.release.get("ledger") or {})]
+        manifest = json.loads((folder / record.generation / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        manifest = None
+    if (
+        misfit(manifest, {"parts": every(lambda part: isinstance(part, dict) and maybe(text)(part.get("ledger_head")))})
+        is None
+    ):
+        return list(manifest["parts"])
+    return [dict(record.release["ledger"])]
 
 
 def rows_without_pids(release: Release, pids: Collection[int], truth: Sequence[str | Path]) -> set[str]:
@@ -164,9 +179,8 @@ def rows_without_pids(release: Release, pids: Collection[int], truth: Sequence[s
 def _read(folder: Path) -> OptOuts | None:
     try:
         content = json.loads((folder / OPTED_OUT).read_text(encoding="utf-8"))
-        if (content["format"], content["version"]) != (_FORMAT, _VERSION):
-            return None
-        pids, rows = tuple(int(pid) for pid in content["pids"]), tuple(str(row) for row in content["rows"])
-        return OptOuts(pids, rows, dict(content["named_by"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError):
         return None
+    if misfit(content, _SHAPE) is not None or (content["format"], content["version"]) != (_FORMAT, _VERSION):
+        return None
+    return OptOuts(tuple(content["pids"]), tuple(content["rows"]), content["named_by"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,18 +16,17 @@ from typing import Any
 
 from ppreid_plugin.dp.journal import utc_now, write_file
 from ppreid_plugin.dp.stored import MANIFEST, Release
+from ppreid_plugin.search.record_shape import METRICS, record_misfit
 
 FORMAT, VERSION = "ppreid_plugin search index", 1
 RECORD = "index.json"
 ERASING = "_erasing"  # option of a record while rows are deleted in place: how many, at most
-METRICS = ("cosine",)  # noise has a length of its own, by which other distances would rank (docs/privacy.md)
 
 # what an index carries of its release's manifest
 _CARRIED = ("release", "epsilon", "delta", "pure", "unit", "adjacency", "protocol", "mechanism", "individual_budgets",
             "person_level", "rows_a_person", "background_pids", "transform", "model", "controller", "purpose",
             "expires")  # fmt: skip
 _BLOCK = 2**20
-_GENERATION = re.compile(r"rows-\d{4,}")
 
 
 class DamagedRecordError(ValueError):
@@ -66,8 +64,9 @@ class IndexRecord:
 
     @property
     def background_pids(self) -> tuple[int, ...]:
-        """Pids that are no person."""
-        return tuple(self.release.get("background_pids") or (0,))
+        """Pids that are no person; none of them where the release says so (an empty list)."""
+        told = self.release.get("background_pids")
+        return (0,) if told is None else tuple(told)
 
     def write(self, folder: Path) -> None:
         """Replace ``index.json``, in one step."""
@@ -87,23 +86,22 @@ def read_record(folder: Path) -> IndexRecord | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DamagedRecordError(f"'{path}' is not JSON: cut off or edited. Build the index again.") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ValueError(f"'{path}' is not the record of an index (format {FORMAT!r}). Name another folder.")
     if (version := content.pop("version", None)) != VERSION:
         raise ValueError(f"'{path}' has version {version!r}; this program reads {VERSION}. Update it, or build again.")
-    try:
-        record = IndexRecord(**{**content, "labels": tuple(content["labels"])})
-        sound = record.rows >= 1 and record.columns >= 1 and bool(_GENERATION.fullmatch(record.generation))
-        sound = sound and {"pids", "rows"} <= set(record.opted_out) and int(record.id_bytes) == record.id_bytes >= 1
-        sound = sound and all(isinstance(one, dict) for one in (record.options, record.release, record.files))
-        sound = sound and bool(record.release)
-    except (TypeError, ValueError, KeyError):
-        sound = False
-    if not sound:
-        raise DamagedRecordError(f"'{path}' lacks fields or holds impossible ones: edited. Build the index again.")
-    return record
+    if (field_name := record_misfit(content)) is not None:
+        raise damaged(folder, field_name)
+    return IndexRecord(**{**content, "labels": tuple(content["labels"])})
+
+
+def damaged(folder: Path, what: str) -> DamagedRecordError:
+    """Return the error of an ``index.json`` whose field ``what`` is missing or impossible."""
+    return DamagedRecordError(
+        f"'{folder / RECORD}' lacks fields or holds impossible ones ({what}): edited. Build the index again."
+    )
 
 
 def content_of(record: IndexRecord) -> dict[str, Any]:
@@ -153,7 +151,7 @@ def sealed(folder: Path, names: Mapping[str, bool]) -> dict[str, dict[str, Any]]
 
 
 def check_sizes(folder: Path, record: IndexRecord) -> None:
-    """Raise ValueError if a file is missing or has another length than it was built with."""
+    """Raise ValueError if a file is missing or has another length than it was built with, or another manifest."""
     for name, told in record.files.items():
         path = folder / record.generation / name
         if "sha256" not in told:
@@ -164,6 +162,8 @@ def check_sizes(folder: Path, record: IndexRecord) -> None:
             raise ValueError(
                 f"'{path}' holds {size} bytes, must be {told['bytes']}: cut off or exchanged. Build the index again."
             )
+        if name == MANIFEST:  # small, and read to tell who opted out
+            _check_hash(path, record.release["manifest_sha256"])
 
 
 def check_hashes(folder: Path, record: IndexRecord) -> None:
@@ -171,8 +171,13 @@ def check_hashes(folder: Path, record: IndexRecord) -> None:
     check_sizes(folder, record)
     for name, told in record.files.items():
         path = folder / record.generation / name
-        if "sha256" in told and sha256_of(path) != told["sha256"]:
-            raise ValueError(f"'{path}' is not as it was built (SHA-256 differs). Build the index again.")
+        if "sha256" in told:
+            _check_hash(path, told["sha256"])
+
+
+def _check_hash(path: Path, told: str) -> None:
+    if sha256_of(path) != told:
+        raise ValueError(f"'{path}' is not as it was built (SHA-256 differs). Build the index again.")
 
 
 def size_of(path: Path) -> int:

@@ -13,7 +13,7 @@ import torch
 from ppreid_plugin.search.columns import create_columns, label_shapes, labels_of, open_columns, write_columns
 from ppreid_plugin.search.hits import Hits, best, decode_names
 from ppreid_plugin.search.index import GalleryIndex, IndexWriter
-from ppreid_plugin.search.record import IndexRecord
+from ppreid_plugin.search.record import IndexRecord, damaged
 from ppreid_plugin.search.source import RowBatch, RowSource
 from ppreid_plugin.search.storage import CodeRows, RowStorage, build_storage, dot_products
 
@@ -69,6 +69,8 @@ class StoredRowsIndex(GalleryIndex):
     def __init__(self, folder: Path, record: IndexRecord) -> None:
         super().__init__(folder, record)
         self.storage = build_storage(record.options["storage"], record.columns, self.table)
+        if self.table is not None and self.table.columns != record.columns:
+            raise damaged(folder, "columns")
         shapes: dict[str, tuple[str, tuple[int, ...]]] = {"row_ids": (f"|S{record.id_bytes}", ())}
         shapes |= {name: ("<i8", ()) for name in record.labels}
         self.labels = open_columns(self.generation, shapes, record.rows)
