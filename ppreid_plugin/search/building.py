@@ -36,6 +36,7 @@ from ppreid_plugin.search.record import (
     read_record,
     sealed,
 )
+from ppreid_plugin.search.room import room_for
 from ppreid_plugin.search.source import ReleaseSource, RowSource
 
 BATCH_ROWS = 16_384
@@ -77,6 +78,7 @@ def build_index(
         ValueError: a release that was changed or cut off, an option that is out of range; people who opted out cannot
             be told in this release; the list of them is damaged with ``index.json``.
         BlockingIOError: another process is writing to this index.
+        NoRoomError: the disk is full; the index is as it was.
         ImportError, ConnectionError: the backend's library or server is not there.
     """
     kind = INDEXES.get(backend, key="--backend")
@@ -156,7 +158,7 @@ def write_generation(
         record = replace(record, options=journal.plan["options"])  # names that were drawn by the first try
     clean(folder, keep=record.generation if fits else "")
     writer = kind.writer(generation, record.options, source, _public_metadata(record), _replaced(current, record))
-    with closing(writer):
+    with closing(writer), room_for(generation):
         if not fits or not journal.rows or not writer.resume(journal.rows):
             shutil.rmtree(generation, ignore_errors=True)
             generation.mkdir()

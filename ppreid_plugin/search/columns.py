@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from ppreid_plugin.dp.journal import write_all
+from ppreid_plugin.search.room import reserve, room_for
 from ppreid_plugin.search.source import RowBatch, RowSource
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -25,19 +29,43 @@ def labels_of(batch: RowBatch) -> dict[str, np.ndarray]:
 
 
 def create_columns(folder: Path, shapes: Shapes, rows: int) -> None:
-    """Make the files, as long as they will be (sparse where the file system can), over what is there."""
-    for name, (dtype, shape) in shapes.items():
-        path = file_of(folder, name)
-        path.unlink(missing_ok=True)
-        np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=(rows, *shape)).flush()
+    """Make the files, as long as they will be, over what is there, and reserve their room where the file system can.
+
+    Raises:
+        NoRoomError: it has no room for them; none is left behind.
+    """
+    made: list[Path] = []
+    try:
+        for name, (dtype, shape) in shapes.items():
+            path = file_of(folder, name)
+            path.unlink(missing_ok=True)
+            made.append(path)
+            with room_for(path, rows * np.dtype(dtype).itemsize * math.prod(shape)):
+                np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=(rows, *shape)).flush()
+                reserve(path, path.stat().st_size)
+    except OSError:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def write_columns(folder: Path, start: int, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write entries from row ``start`` on, and bring them to the disk."""
+    """Write entries from row ``start`` on, and bring them to the disk.
+
+    Not by memory map, which would end the process where a file system that reserves nothing is full.
+    """
     for name, array in arrays.items():
-        stored = np.lib.format.open_memmap(file_of(folder, name), mode="r+")
-        stored[start : start + len(array)] = array
-        stored.flush()
+        path = file_of(folder, name)
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        fitting = np.ascontiguousarray(array, dtype=stored.dtype)
+        descriptor = os.open(path, os.O_WRONLY)
+        try:
+            os.lseek(descriptor, stored.offset + start * stored.strides[0], os.SEEK_SET)
+            with room_for(path):
+                write_all(descriptor, fitting.reshape(-1).view(np.uint8).data)
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def save_column(folder: Path, name: str, array: np.ndarray) -> None:

@@ -46,6 +46,7 @@ def delete_rows(
         ValueError: a person or row that the index does not hold, background, or nothing would be left; maps of
             another release, or not all of them.
         BlockingIOError: another process is writing to this index.
+        NoRoomError: the disk is full; the rows are still there, and the same deletion can be asked for again.
     """
     return delete_everywhere([folder], pids=pids, row_ids=row_ids, truth=truth, batch_rows=batch_rows)[str(folder)]
 

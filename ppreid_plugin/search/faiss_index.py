@@ -29,6 +29,7 @@ from ppreid_plugin.search.hits import Hits
 from ppreid_plugin.search.index import IndexWriter, register_index
 from ppreid_plugin.search.record import IndexRecord
 from ppreid_plugin.search.record_shape import misfit, whole
+from ppreid_plugin.search.room import room_for
 from ppreid_plugin.search.source import RowSource
 from ppreid_plugin.search.storage import RowStorage, build_storage
 from ppreid_plugin.search.stored_rows import StoredRowsIndex, StoredRowsWriter
@@ -80,9 +81,8 @@ class FaissWriter(StoredRowsWriter):
             graph.add(rows)
         temporary = self.folder / f".{GRAPH}.tmp"
         # the rows themselves stay in their own file
-        faiss.write_index(graph, str(temporary), faiss.IO_FLAG_SKIP_STORAGE if self._options["kind"] == "hnsw" else 0)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
+        with room_for(self.folder / GRAPH):
+            _write(graph, temporary, faiss.IO_FLAG_SKIP_STORAGE if self._options["kind"] == "hnsw" else 0)
         temporary.replace(self.folder / GRAPH)
         return {**files, GRAPH: True}
 
@@ -235,6 +235,29 @@ def _trained(
     chosen = np.linspace(0, rows - 1, min(rows, _TRAINED)).astype(np.int64)
     graph.train(storage.decode({name: array[chosen] for name, array in stored.items()}).float().numpy())
     return graph
+
+
+def _write(graph: Any, path: Path, flags: int) -> None:
+    """Write and fsync through Python: FAISS says nothing where the last bytes do not reach the disk."""
+    faiss = import_faiss()
+    failed: list[OSError] = []
+
+    def write(data: bytes) -> None:
+        try:
+            stream.write(data)
+        except OSError as error:
+            failed.append(error)
+            raise
+
+    with path.open("wb") as stream:
+        try:
+            faiss.write_index(graph, faiss.PyCallbackIOWriter(write), flags)
+        except RuntimeError:
+            if failed:
+                raise failed[0] from None
+            raise
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _decoded(storage: RowStorage, stored: Mapping[str, np.ndarray], rows: int) -> Iterator[npt.NDArray[np.float32]]:

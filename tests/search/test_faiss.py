@@ -215,7 +215,7 @@ def die(*_, **__):
 def killed(work, at):
     """Do ``work`` in a process of its own, which is killed (SIGKILL) at a point of making graph or lists."""
     faiss, finish = faiss_index.import_faiss(), faiss_index.FaissWriter.finish
-    decoded, write = faiss_index._decoded, faiss.write_index
+    decoded, write = faiss_index._decoded, faiss_index._write
 
     def first_part(*rows):
         yield next(decoded(*rows))
@@ -234,7 +234,7 @@ def killed(work, at):
         elif at == "renamed":
             building.sealed = die
         else:
-            faiss.write_index = some_of_it
+            faiss_index._write = some_of_it
         return finish(writer)
 
     def dying():
