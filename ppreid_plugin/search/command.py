@@ -106,18 +106,16 @@ def search(argv: Sequence[str]) -> list[tuple[str, Hits]]:
         raise ValueError("--people template takes one index: a person's rows may lie in several. Say --people best.")
     require_folder("--out", args.out)
     require_shards(args.index)
-    shards = [_searched(folder, queries, args) for folder in args.index]
+    records, shards = zip(*(_searched(folder, queries, args) for folder in args.index), strict=True)
     found = [
         (name, merged(parts, args.top, by_person=bool(args.people)))
         for name, *parts in zip(queries.names, *shards, strict=True)
     ]
-    records = [read_record(Path(folder)) for folder in args.index]
-    budgets = [_budget_line(record) for record in records if record is not None]
-    print("\n".join(budgets) + "\n" + hits_text(found))
+    print("\n".join(map(_budget_line, records)) + "\n" + hits_text(found))
     if args.out:
         content = {
             "command": ["tools/serve_index.py", "search", *argv],
-            "releases": [record.release for record in records if record is not None],
+            "releases": [record.release for record in records],
             "queries": [{"query": name, "hits": _hits_json(hits)} for name, hits in found],
         }
         write_file(Path(args.out), (json.dumps(content, indent=1) + "\n").encode("utf-8"), mode=0o600)
@@ -172,7 +170,7 @@ def record_text(folder: Path, record: IndexRecord) -> str:
     """Return what an index is, as lines."""
     release, generation = record.release, folder / record.generation
     ledger = release["ledger"]
-    sizes = {name: size_of(generation / name) for name in record.files if (generation / name).exists()}
+    sizes = {name: size_of(generation / name) for name in record.files}
     total = sum(sizes.values())
     level = release["person_level"]
     lines = [
@@ -224,13 +222,15 @@ def _search_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _searched(folder: str, queries: Queries, args: argparse.Namespace) -> list[Hits]:
+def _searched(folder: str, queries: Queries, args: argparse.Namespace) -> tuple[IndexRecord, list[Hits]]:
+    """Return what was searched, which another process may have replaced by now, and the hits."""
     with open_index(folder) as index:
         queries.warn_of_other_weights(index)
         rows = index.transform_queries(queries.features)
         if args.people:
-            return search_people(index, rows, args.top, fuse=args.people, exclude_camera=args.exclude_camera)
-        return index.search(rows, args.top)
+            by_person = {"fuse": args.people, "exclude_camera": args.exclude_camera}
+            return index.record, search_people(index, rows, args.top, **by_person)
+        return index.record, index.search(rows, args.top)
 
 
 def _budget_line(record: IndexRecord) -> str:

@@ -141,9 +141,22 @@ class GalleryIndex(ABC):
 
         Raises:
             ValueError: something is not as it was built.
+            BlockingIOError: another process replaced the rows meanwhile.
         """
-        check_hashes(self.folder, self.record)
+        self.check_files()
         return "all files are as they were built"
+
+    def check_files(self) -> None:
+        """Compare the SHA-256 of all files that never change; errors as :meth:`verify`."""
+        try:
+            check_hashes(self.folder, self.record)
+        except (ValueError, OSError):
+            if read_record(self.folder) == self.record:
+                raise
+            raise BlockingIOError(
+                f"the rows of '{self.folder}' were replaced while they were read: another process built or deleted. "
+                "Run this again."
+            ) from None
 
     @property
     def erases_in_place(self) -> bool:

@@ -25,7 +25,7 @@ from ppreid_plugin.search.hits import Hits, best, decode_names, encode_names
 from ppreid_plugin.search.index import GalleryIndex, IndexWriter, register_index
 from ppreid_plugin.search.milvus_client import MilvusConnection, import_pymilvus
 from ppreid_plugin.search.milvus_writer import DATABASE, MOST_HITS, NUMBERS, MilvusWriter, place_of, rows_a_call
-from ppreid_plugin.search.record import ERASING, IndexRecord, check_hashes
+from ppreid_plugin.search.record import ERASING, IndexRecord
 from ppreid_plugin.search.record_shape import Shape, misfit, number, text, whole
 from ppreid_plugin.search.source import RowBatch, RowSource
 from ppreid_plugin.search.storage import dot_products
@@ -148,7 +148,7 @@ class MilvusIndex(GalleryIndex):
 
     def verify(self) -> str:
         """Read every row of the collection, and compare the other files' SHA-256."""
-        check_hashes(self.folder, self.record)
+        self.check_files()
         names: set[bytes] = set()
         for batch in self.batches(0, _READ):
             names.update(batch.row_ids.tolist())

@@ -181,10 +181,13 @@ def _check_hash(path: Path, told: str) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of all files below a folder."""
-    if path.is_dir():
-        return sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
-    return path.stat().st_size
+    """Return the bytes of a file, or of all files below a folder; 0 of one that a later build has deleted."""
+    try:
+        if path.is_dir():
+            return sum(size_of(one) for one in path.iterdir())
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def sha256_of(path: Path) -> str:

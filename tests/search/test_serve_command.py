@@ -15,6 +15,7 @@ from search_cases import gallery, release, subset
 from ppreid_plugin import cli
 from ppreid_plugin.search import open_index
 from ppreid_plugin.search.command import serve_command
+from ppreid_plugin.search.record import read_record
 from ppreid_plugin.toolbox import models
 
 TOOL = Path(__file__).parents[2] / "tools/serve_index.py"
@@ -138,19 +139,28 @@ def test_shards_are_alike_and_different(here, run, release_name, index, message)
     assert re.search(message, err), err
 
 
-@pytest.mark.parametrize("name", ["model", "transform", "epsilon", "delta", "unit"])
-def test_shards_differ_in_nothing_that_scores_depend_on(here, run, name):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", "another"),
+        ("transform", {"transform": "another"}),
+        ("epsilon", 3.5),
+        ("delta", 0.5),
+        ("unit", "another"),
+    ],
+)
+def test_shards_differ_in_nothing_that_scores_depend_on(here, run, name, value):
     release(here, out="second", name="d")
     for folder, index in (("release", "i"), ("second", "j")):
         run("build", "--release", folder, "--index", index)
     path = Path("j/index.json")
     content = json.loads(path.read_text())
-    content["release"][name] = "another"
+    content["release"][name] = value
     path.write_text(json.dumps(content))
     code, _, err = run("search", "--index", "i", "j", "--query", "query.npz")
     assert code == 2
     assert f"'i' has {name} " in err
-    assert "'j' has another: their scores mean different things" in err
+    assert f"'j' has {value}: their scores mean different things" in err
 
 
 def test_a_third_shard_that_differs_is_named(here, run):
@@ -223,7 +233,10 @@ def test_queries_from_images(here, run, pedestrians, monkeypatch):
     found = []
     monkeypatch.setattr(
         "ppreid_plugin.search.command._searched",
-        lambda folder, queries, args: found.append(queries) or [hits_of_nothing() for _ in queries.names],
+        lambda folder, queries, args: (
+            found.append(queries) or read_record(Path(folder)),
+            [hits_of_nothing() for _ in queries.names],
+        ),
     )
     run("build", "--release", "release", "--index", "i")
     folder = next(path for path in sorted(pedestrians.rglob("query")) if path.is_dir())
