@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"'{path}' is not there. Name a .npz or .safetensors file of features.")
     try:
         if path.suffix == ".npz":
+            if not zipfile.is_zipfile(path):  # NumPy would take it for a pickle, and advise to load it as one
+                raise ValueError("it is no archive of arrays, or was cut off")
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
         if path.suffix == ".safetensors":

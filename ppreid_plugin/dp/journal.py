@@ -218,7 +218,7 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     fsync_folder(path.parent)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write all bytes, however many calls it takes."""
     view = memoryview(data)
     while view:

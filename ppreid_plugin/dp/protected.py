@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from ..components import Component
 from .units import GalleryRows, Unit, group_units, select_rows, unit_features
 
+_SQUARES = (1e-150, 1e150)  # lengths whose squares float64 holds
+
 
 @dataclass(frozen=True)
 class ProtectedRows:
@@ -136,5 +138,13 @@ def clean_units(
 
 
 def unit_rows(features: Tensor) -> Tensor:
-    """Scale rows (n, d) to length 1, in float64; zero rows stay zero."""
-    return F.normalize(torch.as_tensor(features, dtype=torch.float64), dim=1, eps=1e-300)
+    """Scale rows (n, d) to length 1, in float64; zero rows stay zero. No row depends on the others."""
+    rows = torch.as_tensor(features, dtype=torch.float64)
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    odd = ((norms < _SQUARES[0]) | (norms > _SQUARES[1])).expand_as(rows)
+    if bool(odd.any()):  # by a power of two, which changes no digit
+        digits, powers = torch.frexp(rows)
+        powers = powers.masked_fill(digits == 0, -5000)  # below all: zero is no size
+        scaled = digits * torch.exp2((powers - powers.amax(dim=1, keepdim=True)).double())
+        rows = torch.where(odd & torch.isfinite(rows), scaled, rows)
+    return F.normalize(rows, dim=1, eps=1e-300)

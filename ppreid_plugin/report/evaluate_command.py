@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ..number_checks import require_whole
 from ..retrieval import (
     EnrolledResult,
     KReciprocal,
@@ -23,7 +22,7 @@ from ..retrieval import (
     evaluate_enrolled,
     evaluate_open_set,
 )
-from ..retrieval.checks import choice
+from ..retrieval.checks import choice, curve_length, positive_mebibytes
 from ..retrieval.distances import METRICS
 from ..retrieval.ranking import PROTOCOLS
 from .evaluate_inputs import Rows, read_rows, with_distractors
@@ -149,10 +148,13 @@ def _checked(args: argparse.Namespace) -> KReciprocal | None:
             "--distractors with --protocol cuhk03: that protocol shows one image a person, and whom distractors show "
             "is not known. Leave one of them out."
         )
-    require_whole("--max-rank", args.max_rank)
+    curve_length("--max-rank", args.max_rank)
     for rank in args.ranks:
         if not 1 <= rank <= args.max_rank:
-            raise ValueError(f"--ranks has {rank}, must be 1 to --max-rank, {args.max_rank}. Give --max-rank {rank}.")
+            hint = f" Give --max-rank {rank}." if rank > 0 else ""
+            raise ValueError(f"--ranks has {rank}, must be 1 to --max-rank, {args.max_rank}.{hint}")
+    if args.memory_mb is not None:
+        positive_mebibytes("--memory-mb", args.memory_mb)
     require_folder("--out", args.out)
     return KReciprocal(args.k1, args.k2, args.lambda_value) if args.rerank else None
 

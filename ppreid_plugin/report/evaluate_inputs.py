@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,11 @@ def _load_npy(path: str) -> np.ndarray:
 def _load_labels(path: str) -> tuple[np.ndarray, np.ndarray]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"'{path}' is not there. Name a CSV file with columns pid, camid.")
-    with Path(path).open(newline="", encoding="utf-8-sig") as stream:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"'{path}' is no text in UTF-8. Save it as CSV with columns pid, camid.") from None
+    with io.StringIO(text, newline="") as stream:
         lines = csv.DictReader(stream, skipinitialspace=True)
         if lines.fieldnames is None or not {"pid", "camid"} <= set(lines.fieldnames):
             raise ValueError(
@@ -126,8 +131,8 @@ def _load_labels(path: str) -> tuple[np.ndarray, np.ndarray]:
         labels = []
         for line in lines:
             try:
-                labels.append((int(line["pid"]), int(line["camid"])))
-            except (TypeError, ValueError):
+                labels.append(np.array([int(line["pid"]), int(line["camid"])], dtype=np.int64))
+            except (TypeError, ValueError, OverflowError):
                 raise ValueError(
                     f"'{path}' line {lines.line_num}: pid {line['pid']!r}, camid {line['camid']!r}; must be whole "
                     "numbers, such as 12,3."

@@ -62,22 +62,30 @@ def write_json(record: dict[str, Any], path: str | Path) -> None:
 
 
 def require_folder(flag: str, path: str | Path | None) -> None:
-    """Check, before anything is computed, that the folder is there of the file that a flag asks for.
+    """Check, before anything is computed, that the file that a flag asks for can be written.
 
     Args:
         flag: as the user wrote it.
         path: of the file; None or empty: none was asked for.
 
     Raises:
-        FileNotFoundError: the folder does not exist, or is none.
+        FileNotFoundError: its folder does not exist, or is none.
+        IsADirectoryError: it is a folder itself.
+        PermissionError: nothing can be written into its folder.
 
     Example:
         >>> require_folder("--out", "no/such/figures.json")
         Traceback (most recent call last):
         FileNotFoundError: --out is 'no/such/figures.json', but 'no/such' is no folder. Make it first.
     """
-    if path and not (folder := Path(path).parent).is_dir():
+    if not path:
+        return
+    if not (folder := Path(path).parent).is_dir():
         raise FileNotFoundError(f"{flag} is '{path}', but '{folder}' is no folder. Make it first.")
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{flag} is '{path}', which is a folder. Name a file.")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{flag} is '{path}', but nothing can be written into '{folder}'. Name another folder.")
 
 
 def _ranking(result: Any) -> dict[str, Any]:

@@ -6,19 +6,22 @@ Everything is checked before the first product, so a wrong call fails in millise
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from ppreid_plugin.number_checks import is_number, require_whole
 from ppreid_plugin.registry import closest
 
 Features: TypeAlias = "np.ndarray | torch.Tensor"
 Labels: TypeAlias = "np.ndarray | torch.Tensor | Sequence[int]"
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
+_LARGEST = 2**63 - 1
+_LONGEST = 10**7
 _SUMMED = 2**20  # numbers at once
 _ROWS_NAMED = 5
 
@@ -34,30 +37,47 @@ def choice(name: str, value: object, allowed: Sequence[str]) -> str:
     raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}.{closest(str(value), list(allowed))}")
 
 
-def positive_mebibytes(name: str, value: object) -> float:
-    """Return ``value`` if it is a number > 0.
+def curve_length(name: str, value: object) -> int:
+    """Return ``value`` if a CMC curve can be so long.
 
     Raises:
-        ValueError: anything else (NaN and a bool too).
+        ValueError: no whole number from 1 to ten million.
     """
-    if isinstance(value, bool) or not (isinstance(value, (int, float)) and value > 0):
-        raise ValueError(f"{name} is {value!r}, must be a number > 0 (MiB). Pass for example {name}=64.")
-    return value
+    if (length := require_whole(name, value)) > _LONGEST:
+        raise ValueError(f"{name} is {length}, must be at most {_LONGEST}. A CMC curve has for example {name}=50.")
+    return length
+
+
+def positive_mebibytes(name: str, value: object) -> float:
+    """Return ``value`` if it is a finite number > 0.
+
+    Raises:
+        ValueError: anything else (NaN, infinity and a bool too).
+    """
+    if not (is_number(value) and 0 < value < math.inf):
+        raise ValueError(f"{name} is {value!r}, must be a finite number > 0 (MiB). Pass for example {name}=64.")
+    return float(value)
 
 
 def as_matrix(name: str, values: Any) -> torch.Tensor:
     """Return ``values``, (rows, columns), as a detached floating-point tensor on its own device, shared where possible.
 
-    float64 stays float64; float16, bfloat16 and float32 become float32.
+    float64 stays float64; float16, bfloat16 and float32 become float32. Rows lie one after the other in it, so that no
+    digit of a product depends on how they lay before.
 
     Raises:
-        ValueError: not two-dimensional, empty, or not floating point.
+        ValueError: not two-dimensional, empty, not floating point, or no dense array (rows of different length, masked
+            numbers, a sparse tensor).
     """
     if isinstance(values, torch.Tensor):
+        if values.is_nested or values.layout != torch.strided or values.device.type == "meta":
+            raise ValueError(
+                f"{name} is no dense tensor of numbers in memory. Pass {name}.to_dense() or a numpy array."
+            )
         tensor, kind = values.detach(), str(values.dtype)
         floating = values.is_floating_point()
     else:
-        array = np.asarray(values)
+        array = _array(name, values)
         floating, kind = array.dtype.kind == "f", str(array.dtype)
         if not floating:
             tensor = torch.empty(array.shape)
@@ -71,7 +91,20 @@ def as_matrix(name: str, values: Any) -> torch.Tensor:
             f"{name} has shape {tuple(tensor.shape)}, must be (rows, columns) with at least one of each. "
             "Stack one row an image (one feature: features[None])."
         )
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return (tensor if tensor.dtype == torch.float64 else tensor.float()).contiguous()
+
+
+def _array(name: str, values: Any) -> np.ndarray:
+    """Return ``values`` as an array; ValueError if they are none, or some are masked."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} cannot be made an array ({' '.join(str(error).split())}). Pass one numpy array or torch tensor."
+        ) from None
+    if np.ma.is_masked(values):
+        raise ValueError(f"{name} has masked entries, which would count as numbers. Fill them in, or drop these rows.")
+    return array
 
 
 def as_feature_pair(query_features: Features, gallery_features: Features) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,13 +148,30 @@ def as_labels(name: str, labels: Labels, rows: int) -> IntArray:
     Raises:
         ValueError: not whole numbers, not one-dimensional, or not one a row.
     """
-    array = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    array = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else _array(name, labels)
     if array.shape != (rows,):
         side = name.split("_")[0]
         raise ValueError(
             f"{name} has shape {array.shape}, must be ({rows},): one label a {side} row. "
             f"Take labels and {side} rows from the same extraction, in the same order."
         )
-    if array.dtype.kind not in "iu":
+    if array.size and array.dtype.kind not in "iu":
         raise ValueError(f"{name} is of type {array.dtype}, must be whole numbers. Number the labels from 0.")
+    if array.dtype == np.uint64 and bool((array > _LARGEST).any()):
+        raise ValueError(f"{name} has {array.max()}, must be below 2^63. Number the labels from 0.")
+    return array.astype(np.int64)
+
+
+def as_pids(name: str, pids: Labels | Collection[int]) -> IntArray:
+    """Return ``pids``, any number of them, as int64.
+
+    Raises:
+        ValueError: not whole numbers, or no sequence.
+    """
+    values = sorted(pids) if isinstance(pids, (set, frozenset)) else pids
+    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else _array(name, values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(
+            f"{name} is {pids!r}, must be whole numbers (below 2^63) in a sequence. Pass for example {name}=(0,)."
+        )
     return array.astype(np.int64)

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ppreid_plugin.number_checks import require_whole
-from ppreid_plugin.retrieval.checks import Features, IntArray, Labels, as_feature_pair, as_labels
+from ppreid_plugin.retrieval.checks import Features, IntArray, Labels, as_feature_pair, as_labels, as_pids, curve_length
 from ppreid_plugin.retrieval.distances import normalize_rows
 from ppreid_plugin.retrieval.ranking import NoMatchError, no_match_message
 
@@ -90,14 +89,14 @@ def evaluate_enrolled(
         >>> result.rank1, result.num_people, result.rows_largest
         (1.0, 2, 2)
     """
-    require_whole("max_rank", max_rank)
+    max_rank = curve_length("max_rank", max_rank)
     query, gallery = as_feature_pair(query_features, gallery_features)
     q_pids = as_labels("query_pids", query_pids, len(query))
     g_pids = as_labels("gallery_pids", gallery_pids, len(gallery))
     q_camids = as_labels("query_camids", query_camids, len(query))
     g_camids = as_labels("gallery_camids", gallery_camids, len(gallery))
 
-    enrolled = ~np.isin(g_pids, np.asarray(background_pids, dtype=np.int64))
+    enrolled = ~np.isin(g_pids, as_pids("background_pids", background_pids))
     people, person, rows = np.unique(g_pids[enrolled], return_inverse=True, return_counts=True)
     unit_rows = normalize_rows(gallery[torch.from_numpy(enrolled).to(gallery.device)])
     kept_queries = np.flatnonzero(np.isin(q_pids, people))

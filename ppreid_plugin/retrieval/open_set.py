@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ppreid_plugin.number_checks import require_whole
+from ppreid_plugin.number_checks import is_number, require_whole
 from ppreid_plugin.retrieval.checks import (
     Features,
     IntArray,
@@ -24,6 +24,7 @@ from ppreid_plugin.retrieval.checks import (
     as_feature_pair,
     as_labels,
     as_matrix,
+    as_pids,
     require_finite,
 )
 from ppreid_plugin.retrieval.distances import normalize_rows
@@ -170,7 +171,7 @@ def evaluate_open_set(
     g_camids = as_labels("gallery_camids", gallery_camids, len(gallery))
     background, b_camids = _background(background_features, background_camids, query, exclude_same_camera)
 
-    people = np.setdiff1d(g_pids, np.asarray(background_pids, dtype=np.int64))
+    people = np.setdiff1d(g_pids, as_pids("background_pids", background_pids))
     known = np.flatnonzero(np.isin(q_pids, people))
     by_list = by_camera(known, q_camids, g_camids, exclude_same_camera)
     matched = np.concatenate([known[:0], *(part[np.isin(q_pids[part], g_pids[used])] for part, used in by_list)])
@@ -256,7 +257,7 @@ def _background(
 ) -> tuple[torch.Tensor, IntArray]:
     """Return background features and camids, checked; without any, none."""
     background = query[:0]
-    if features is not None and len(features):
+    if features is not None and not _empty(features):
         background = as_matrix("background_features", features)
         if background.shape[1] != query.shape[1]:
             raise ValueError(
@@ -273,10 +274,16 @@ def _background(
     return background, as_labels("background_camids", camids, len(background))
 
 
+def _empty(features: Features) -> bool:
+    rows = (len(features),) if isinstance(features, (list, tuple)) else getattr(features, "shape", ())[:1]
+    return rows == (0,)
+
+
 def _check_options(fpirs: Sequence[float], listed_fraction: float, seed: int, max_background_probes: int) -> None:
-    if len(fpirs) == 0 or not all(0 < fpir < 1 for fpir in fpirs):
+    several = isinstance(fpirs, (Sequence, np.ndarray)) and len(fpirs) > 0
+    if not several or not all(is_number(fpir) and 0 < fpir < 1 for fpir in fpirs):
         raise ValueError(f"fpirs is {fpirs!r}, must be rates in (0, 1). Pass for example fpirs=(0.01, 0.1).")
-    if not 0 < listed_fraction <= 1:
+    if not (is_number(listed_fraction) and 0 < listed_fraction <= 1):
         raise ValueError(f"listed_fraction is {listed_fraction!r}, must lie in (0, 1]. 0.5 lists half of the people.")
     require_whole("seed", seed, least=0)
     require_whole("max_background_probes", max_background_probes)

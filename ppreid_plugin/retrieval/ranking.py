@@ -24,6 +24,7 @@ from ppreid_plugin.retrieval.checks import (
     as_labels,
     as_matrix,
     choice,
+    curve_length,
     require_finite,
 )
 from ppreid_plugin.retrieval.counting import Matches, positive_ranks
@@ -126,11 +127,12 @@ def evaluate(
     """
     choice("metric", metric, METRICS)
     query, gallery = as_feature_pair(query_features, gallery_features)
-    matches = _matches(
-        query_pids, gallery_pids, query_camids, gallery_camids, (len(query), len(gallery)), protocol, max_rank
-    )
+    max_rank = curve_length("max_rank", max_rank)
+    matches = _matches(query_pids, gallery_pids, query_camids, gallery_camids, (len(query), len(gallery)), protocol)
     step = queries_per_chunk(memory_mb, query, len(gallery))
     if rerank is not None:
+        if not isinstance(rerank, KReciprocal):
+            raise ValueError(f"rerank is {rerank!r}, must be a KReciprocal or None. Pass rerank=KReciprocal().")
         chunks = re_ranked_chunks(FeatureDistances(query, gallery, metric), rerank, memory_mb or 64.0)
         return _summarize(((start, np.negative(rows, out=rows)) for start, rows in chunks), matches, protocol, max_rank)
     return _summarize(score_chunks(query, gallery, metric, step), matches, protocol, max_rank)
@@ -166,7 +168,8 @@ def evaluate_distances(
         NoMatchError: no query with a match.
     """
     matrix = as_matrix("distances", distances)
-    matches = _matches(query_pids, gallery_pids, query_camids, gallery_camids, tuple(matrix.shape), protocol, max_rank)
+    max_rank = curve_length("max_rank", max_rank)
+    matches = _matches(query_pids, gallery_pids, query_camids, gallery_camids, tuple(matrix.shape), protocol)
     require_finite("distances", matrix, infinity_allowed=True)
     step = queries_per_chunk(memory_mb, matrix, matrix.shape[1])
     chunks = ((i, torch.neg(matrix[i : i + step]).cpu().numpy()) for i in range(0, len(matrix), step))
@@ -180,9 +183,7 @@ def _matches(
     gallery_camids: Labels,
     shape: tuple[int, ...],
     protocol: str,
-    max_rank: int,
 ) -> Matches:
-    require_whole("max_rank", max_rank)
     return Matches(
         as_labels("query_pids", query_pids, shape[0]),
         as_labels("gallery_pids", gallery_pids, shape[1]),

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from scipy import sparse
 
-from ppreid_plugin.number_checks import require_whole
+from ppreid_plugin.number_checks import is_number, require_whole
 from ppreid_plugin.retrieval.checks import Features, positive_mebibytes
 from ppreid_plugin.retrieval.distances import FeatureDistances, ItemDistances, MatrixDistances
 
@@ -51,10 +51,10 @@ class KReciprocal:
     lambda_value: float = 0.3
 
     def __post_init__(self) -> None:
-        require_whole("k1", self.k1)
-        require_whole("k2", self.k2)
+        for name in ("k1", "k2"):
+            object.__setattr__(self, name, require_whole(name, getattr(self, name)))
         value = self.lambda_value
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        if not (is_number(value) and 0 <= value <= 1):
             raise ValueError(f"lambda_value is {value!r}, must lie in [0, 1]. The paper's value is 0.3.")
 
 

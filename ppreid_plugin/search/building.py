@@ -82,7 +82,7 @@ def build_index(
         ImportError, ConnectionError: the backend's library or server is not there.
     """
     kind = INDEXES.get(backend, key="--backend")
-    require_whole("batch_rows", batch_rows)
+    batch_rows = require_whole("batch_rows", batch_rows)
     loaded = release if isinstance(release, Release) else _loaded(Path(release))
     metadata = carried_metadata(loaded)
     folder = Path(folder)

@@ -123,8 +123,8 @@ class FaissIndex(StoredRowsIndex):
         if kind == "ivfpq":
             numbers["lists"] = numbers["lists"] or max(1, round(4 * source.rows**0.5))
             numbers["code_bytes"] = numbers["code_bytes"] or _divisor(source.columns, max(1, source.columns // 8))
-        for name, value in numbers.items():
-            require_whole(name, value, least=2 if name == "links" else 1)  # FAISS divides by the logarithm of links
+        for name, value in numbers.items():  # FAISS divides by the logarithm of links
+            numbers[name] = require_whole(name, value, least=2 if name == "links" else 1)
         if kind == "ivfpq":
             _check_ivfpq(numbers, source)
         return {"kind": kind, "storage": storage, **numbers}

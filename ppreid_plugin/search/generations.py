@@ -41,7 +41,9 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def require_ours(folder: Path) -> None:
-    """Raise ValueError if ``folder`` holds anything but an index, or the beginning of one."""
+    """Raise ValueError if ``folder`` holds anything but an index, or the beginning of one, or is no folder."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"'{folder}' is a file. Name the folder of an index, or one to be made.")
     if folder.is_dir():
         strange = sorted(
             path.name

@@ -229,8 +229,7 @@ class GalleryIndex(ABC):
             ValueError: another number of columns than the index; NaN or infinity (rows are named); ``top`` below 1, or
                 above what the backend can return (:attr:`most_hits`).
         """
-        require_whole("top", top)
-        top = min(top, len(self))
+        top = min(require_whole("top", top), len(self))
         if self.most_hits is not None and top > self.most_hits:
             raise ValueError(
                 f"top is {top}, must be at most {self.most_hits}: backend {self.name!r} returns no more rows a query. "

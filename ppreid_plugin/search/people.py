@@ -48,12 +48,14 @@ def search_people(
             as many rows as the backend can return; or as ``search``.
     """
     choice("fuse", fuse, FUSIONS)
-    require_whole("top", top)
+    top = require_whole("top", top)
     if "pids" not in index.record.labels:
         raise ValueError(
             f"release {index.record.release['release']!r} is anonymous: its rows carry no pid, so there are no people "
             "to search for. Search for rows, or release with --protocol enrolled."
         )
+    if exclude_camera is not None:
+        exclude_camera = require_whole("exclude_camera", exclude_camera, least=-(2**63))
     if exclude_camera is not None and "camids" not in index.record.labels:
         raise ValueError(f"exclude_camera is {exclude_camera}, but these rows are prototypes of no single camera.")
     if fuse == "best":

@@ -65,7 +65,20 @@ def load_queries(path: str | Path) -> Queries:
     if "features" not in arrays:
         raise ValueError(f"'{path}' lacks features; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
     features = arrays["features"]
-    names = row_names(arrays) or [str(number) for number in range(len(features))]
+    if features.ndim != 2 or 0 in features.shape or features.dtype.kind != "f":
+        raise ValueError(
+            f"'{path}': features have shape {features.shape} and type {features.dtype}, must be (q, d) floating point "
+            "with at least one row."
+        )
+    row_ids = arrays.get("row_ids", np.empty(0))
+    if row_ids.ndim != (2 if row_ids.dtype == np.uint8 else 1):
+        raise ValueError(f"'{path}': row_ids has shape {row_ids.shape} and type {row_ids.dtype}, must be (q,) names.")
+    try:
+        names = row_names(arrays) or [str(number) for number in range(len(features))]
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"'{path}': row_ids are bytes that are no UTF-8. Save them as UTF-8 padded with zeros."
+        ) from None
     if len(names) != len(features):
         raise ValueError(f"'{path}' holds {len(features)} rows of features and {len(names)} row_ids.")
     return Queries(tuple(names), features, str(arrays.get("model", "")))

@@ -79,13 +79,15 @@ def read_record(folder: Path) -> IndexRecord | None:
 
     Raises:
         DamagedRecordError: the file was edited or cut off.
-        ValueError: another kind of file, or another version.
+        ValueError: another kind of file, or another version; ``folder`` is no folder.
     """
     path = folder / RECORD
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        raise ValueError(f"'{folder}' is a file. Name the folder of an index.") from None
     except (ValueError, RecursionError):
         raise DamagedRecordError(f"'{path}' is not JSON: cut off or edited. Build the index again.") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:

@@ -63,7 +63,8 @@ def doomed_rows(index: GalleryIndex, pids: Collection[int], row_ids: Collection[
         pids: people; an index without pids holds none.
         row_ids: names.
     """
-    wanted_pids, wanted_rows = np.array(sorted(pids), dtype=np.int64), encode_names(sorted(row_ids))
+    possible = [pid for pid in sorted(pids) if -(2**63) <= pid < 2**63]  # what no label can be has no row
+    wanted_pids, wanted_rows = np.array(possible, dtype=np.int64), encode_names(sorted(row_ids))
     rows: set[str] = set()
     seen_pids: set[int] = set(index.record.opted_out["pids"])
     seen_rows: set[str] = set(index.record.opted_out["rows"])

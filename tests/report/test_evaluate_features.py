@@ -237,7 +237,7 @@ def broken(tmp_path, name, **changes):
         (["--ranks", "0"], "--ranks has 0, must be"),
         (["--max-rank", "0"], "--max-rank is 0, must be a whole number >= 1"),
         (["--protocol", "market"], "--protocol is 'market'; allowed: market1501"),
-        (["--memory-mb", "0"], "memory_mb is 0.0, must be a number > 0"),
+        (["--memory-mb", "0"], "--memory-mb is 0.0, must be a finite number > 0"),
         (["--rerank", "--lambda-value", "2"], r"lambda_value is 2.0, must lie in \[0, 1\]"),
         (["--out", "no/such/folder.json"], "--out is 'no/such/folder.json', but 'no/such' is no folder"),
         (["--gallery", "{tmp}/none.npz"], "none.npz' is not there"),

@@ -214,7 +214,7 @@ def holed(shape, rows, value=np.nan):
         ({"max_rank": 0}, "max_rank is 0, must be a whole number >= 1"),
         ({"max_rank": True}, "max_rank is True, must be"),
         ({"max_rank": 5.0}, "max_rank is 5.0, must be"),
-        ({"memory_mb": 0}, "memory_mb is 0, must be a number > 0"),
+        ({"memory_mb": 0}, "memory_mb is 0, must be a finite number > 0"),
         ({"memory_mb": float("nan")}, "memory_mb is nan, must be"),
         ({"query_features": np.ones(3)}, r"query_features has shape \(3,\), must be \(rows, columns\)"),
         ({"gallery_features": np.ones((0, 3))}, r"gallery_features has shape \(0, 3\), must be"),

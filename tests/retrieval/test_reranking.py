@@ -186,7 +186,7 @@ def test_cuda_features_give_the_same_distances():
         ({"lambda_value": 1.1}, r"lambda_value is 1.1, must lie in \[0, 1\]. The paper's value is 0.3"),
         ({"lambda_value": True}, "lambda_value is True, must lie"),
         ({"lambda_value": float("nan")}, "lambda_value is nan, must lie"),
-        ({"memory_mb": 0}, "memory_mb is 0, must be a number > 0"),
+        ({"memory_mb": 0}, "memory_mb is 0, must be a finite number > 0"),
         ({"metric": "cosin"}, "metric is 'cosin'; allowed: cosine, euclidean. Did you mean 'cosine'"),
         ({"query_features": np.ones((2, 5))}, "query_features have 5 columns and gallery_features 3"),
         ({"gallery_features": np.full((4, 3), np.nan)}, r"gallery_features rows 0, 1, 2, 3 \(4 of 4\) hold NaN"),
