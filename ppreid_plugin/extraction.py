@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,31 +56,17 @@ def extract_splits(
         ValueError: a split that is not there.
         FeatureError: NaN or infinity; the images are named.
     """
-    manager = engine.datamanager
-    train = training_set_for_features(manager)
-    loaders = {"train": (train, train.dataset.data)}  # type: ignore[attr-defined]
-    targets = [name for name in manager.test_loader if name != VALIDATION]
-    if VALIDATION in manager.test_loader:
-        held_out = held_out_set_for_features(manager)
-        loaders["validation"] = (held_out, held_out.dataset.data)  # type: ignore[attr-defined]
-    for name in targets:
-        prefix = f"{name}_" if len(targets) > 1 else ""
-        for role in ("query", "gallery"):
-            loaders[f"{prefix}{role}"] = (manager.test_loader[name][role], manager.test_dataset[name][role])
-    _require_splits(splits, list(loaders))
+    makers = _splits(engine.datamanager)
+    _require_splits(splits, list(makers))
     engine.set_model_mode("eval")
+    found = {}
     with fast_model(engine, fast):
-        return {
-            split: _arrays(
-                extract(
-                    engine, loader, split, items, fast=fast, shards=make_shards and make_shards(loader, items, split)
-                ),
-                items,
-                root,
-            )
-            for split, (loader, items) in loaders.items()
-            if not splits or split in splits
-        }
+        for split, make in makers.items():
+            if not splits or split in splits:
+                loader, items = make()
+                shards = make_shards and make_shards(loader, items, split)
+                found[split] = _arrays(extract(engine, loader, split, items, fast=fast, shards=shards), items, root)
+    return found
 
 
 def extract_parser(base: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -118,7 +105,7 @@ def extract_command(cfg: Any, args: argparse.Namespace) -> dict[str, Path]:
         if found := sorted(wanted & set(there)):
             raise FileExistsError(f"'{out}' holds {', '.join(found)} already. Name another --out, or say --overwrite.")
     engine = build.build_engine(cfg)
-    names = _names(engine)
+    names = list(_splits(engine.datamanager))
     _require_splits(args.splits, names)
     model = resolve(cfg.model.load_weights or cfg.model.resume) if cfg.model.load_weights or cfg.model.resume else ""
     fingerprint = model_fingerprint(model) if model else "untrained"
@@ -153,11 +140,24 @@ def _require_splits(splits: Sequence[str], names: Sequence[str]) -> None:
         raise ValueError(f"--splits has '{unknown[0]}'; there are: {', '.join(names)}.")
 
 
-def _names(engine: Any) -> list[str]:
-    targets = [name for name in engine.datamanager.test_loader if name != VALIDATION]
-    held_out = ["validation"] if VALIDATION in engine.datamanager.test_loader else []
-    roles = [f"{name}_{r}" if len(targets) > 1 else r for name in targets for r in ("query", "gallery")]
-    return ["train", *held_out, *roles]
+def _splits(manager: Any) -> dict[str, Callable[[], tuple[Any, Sequence[Any]]]]:
+    """Return what makes the loader and the items of each split, by its name; nothing is made before it is called."""
+
+    def whole(make: Callable[[Any], Any]) -> tuple[Any, Sequence[Any]]:
+        loader = make(manager)
+        return loader, loader.dataset.data
+
+    def part(target: str, role: str) -> tuple[Any, Sequence[Any]]:
+        return manager.test_loader[target][role], manager.test_dataset[target][role]
+
+    splits: dict[str, Callable[[], tuple[Any, Sequence[Any]]]] = {"train": partial(whole, training_set_for_features)}
+    if VALIDATION in manager.test_loader:
+        splits["validation"] = partial(whole, held_out_set_for_features)
+    targets = [name for name in manager.test_loader if name != VALIDATION]
+    for target in targets:
+        for role in ("query", "gallery"):
+            splits[f"{target}_{role}" if len(targets) > 1 else role] = partial(part, target, role)
+    return splits
 
 
 def _arrays(extracted: Extracted, items: Sequence[Any], root: str) -> dict[str, np.ndarray]:

@@ -22,7 +22,8 @@ from ..report.sweep import make_gallery
 from .attack import ATTACKS
 from .battery import Leakage, Rows, measure_leakage
 from .data import LeakageSet
-from .inputs import Labeler, add_label_flags, load_set, read_truth_table, released_images
+from .images import image_files
+from .inputs import Labeler, add_label_flags, load_set, read_truth_table
 from .known_people import LEARN_FROM
 from .protection import protect, released
 from .reconstruction_flags import (
@@ -171,11 +172,12 @@ def _of_release(
     tables = [path for path in args.truth if Path(path).suffix in (".npz", ".safetensors")]
     maps = load_maps_of(manifest["parts"], [path for path in args.truth if path not in tables])
     named = {row: label for one in maps for row, label in one.rows.items()}
+    sources = {row: source for one in maps for row, source in one.sources.items()}
     known: dict[str, dict[str, int]] = {}
-    for path in tables:
-        rows, labels = read_truth_table(path)
-        named |= rows
-        known |= labels
+    for table in map(read_truth_table, tables):
+        named |= table.rows
+        sources |= table.sources
+        known |= table.attributes
     attacked = released(release, named, background_pids=background)
     names = sorted({name for labels in known.values() for name in labels})
     columns = {
@@ -183,7 +185,8 @@ def _of_release(
     }
     attacked = dataclasses.replace(attacked, attributes=columns)
     if args.images_root and manifest["unit"] == "image":
-        attacked = dataclasses.replace(attacked, images=released_images(attacked.row_ids, args.truth, args.images_root))
+        places = [sources.get(row, row) for row in attacked.row_ids]  # a row that nothing names, by its own name
+        attacked = dataclasses.replace(attacked, images=image_files(args.images_root, places).check())
     attacked = labeler(attacked, "--release")
     about = {
         "protection": {

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..data.attributes import attributes_by_pid, load_market_attributes
 from ..dp.feature_files import load_arrays, row_names
-from ..dp.truth import load_truth_map
 from ..dp.units import JUNK_PID
 from ..registry import closest
 from .data import LeakageSet
-from .images import ImageFiles, image_files, row_images
+from .images import ImageFiles, row_images
 from .market_attributes import with_attributes
 
 _ATTRIBUTE = "attr_"
@@ -106,42 +106,42 @@ class Labeler:
         return dataclasses.replace(rows, attributes={name: rows.attributes[name] for name in self._only})
 
 
-def read_truth_table(path: str) -> tuple[dict[str, tuple[int, int]], dict[str, dict[str, int]]]:
-    """Return pid and camid, and attributes, by row name from a file of ``row_ids, pids, camids, attr_<name>``."""
+@dataclass(frozen=True)
+class TruthTable:
+    """What a table says of the rows of a release, by their names in it.
+
+    Attributes:
+        rows: pid and camid.
+        attributes: labels by attribute.
+        sources: file of the image, where the table has ``paths``; else the row's own name.
+    """
+
+    rows: dict[str, tuple[int, int]]
+    attributes: dict[str, dict[str, int]]
+    sources: dict[str, str]
+
+
+def read_truth_table(path: str) -> TruthTable:
+    """Return the table in a file of ``row_ids, pids, camids``, and maybe ``paths`` and ``attr_<name>``.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, another kind of file, an array is missing, or lengths differ.
+    """
     arrays = load_arrays(path)
     missing = [name for name in ("row_ids", "pids", "camids") if name not in arrays]
     if missing:
         raise ValueError(f"'{path}' lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
     blank = np.zeros((len(arrays["row_ids"]), 1), dtype=np.float32)
     attributes = {name.removeprefix(_ATTRIBUTE): arrays[name] for name in arrays if name.startswith(_ATTRIBUTE)}
-    rows = LeakageSet(blank, arrays["pids"], arrays["camids"], attributes, tuple(map(str, arrays["row_ids"].tolist())))
-    named = dict(zip(rows.row_ids, zip(rows.pids.tolist(), rows.camids.tolist(), strict=True), strict=True))
-    labels = {
-        row: {name: int(values[place]) for name, values in rows.attributes.items()}
-        for place, row in enumerate(rows.row_ids)
-    }
-    return named, labels
-
-
-def released_images(row_ids: Sequence[str], truth: Sequence[str], root: str) -> ImageFiles:
-    """Return the images of released rows: files below ``root``, named by the maps from released rows to row ids.
-
-    Args:
-        row_ids: names of the released rows.
-        truth: files of ``--truth-out``, or tables with ``row_ids`` and maybe ``paths``; a row that none names is looked
-            for by its own name.
-        root: folder of the images.
-
-    Raises:
-        ValueError: a root that is no folder.
-        ImageError: a file that is not there or empty.
-    """
-    named: dict[str, str] = {}
-    for path in truth:
-        if Path(path).suffix in (".npz", ".safetensors"):
-            arrays = load_arrays(path)
-            names = row_names(arrays)
-            named |= dict(zip(names, map(str, arrays["paths"].tolist()) if "paths" in arrays else names, strict=True))
-        else:
-            named |= load_truth_map(path).sources
-    return image_files(root, [named.get(row, row) for row in row_ids]).check()
+    rows = LeakageSet(blank, arrays["pids"], arrays["camids"], attributes, tuple(row_names(arrays)))
+    paths = list(map(str, arrays["paths"].tolist())) if "paths" in arrays else list(rows.row_ids)
+    if len(paths) != len(rows.row_ids):
+        raise ValueError(f"'{path}' holds {len(rows.row_ids)} row_ids and {len(paths)} paths: one a row.")
+    return TruthTable(
+        rows=dict(zip(rows.row_ids, zip(rows.pids.tolist(), rows.camids.tolist(), strict=True), strict=True)),
+        attributes={
+            row: {name: int(values[place]) for name, values in rows.attributes.items()}
+            for place, row in enumerate(rows.row_ids)
+        },
+        sources=dict(zip(rows.row_ids, paths, strict=True)),
+    )

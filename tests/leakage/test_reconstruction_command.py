@@ -1,6 +1,7 @@
 """The command line of reconstruction: images from arrays, folders and releases, the judge, and what is refused."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_images_in_the_files(tmp_path, capsys):
     assert found["channels"]["reconstruction"]["score"] > found["channels"]["reconstruction"]["floor"] + 0.2
 
 
-def test_a_release_finds_its_images_by_the_map_to_row_ids(files, tmp_path, capsys):
+def test_a_release_finds_its_images_by_the_map_to_row_ids(files, tmp_path, capsys, monkeypatch):
     release_gallery(
         GalleryRows(TEST.features, list(TEST.row_ids), TEST.pids, TEST.camids),
         tmp_path / "release",
@@ -99,12 +100,15 @@ def test_a_release_finds_its_images_by_the_map_to_row_ids(files, tmp_path, capsy
         terms=ReleaseTerms(name="a", model="m"),
         truth_out=tmp_path / "truth.json",
     )
+    parsed, read = [], Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, **how: parsed.append(path.name) or read(path, **how))
     code, printed, found = run(
         capsys, tmp_path, "--release", tmp_path / "release", "--truth", tmp_path / "truth.json", "--train",
         files["train"], "--clean", files["test"], "--images-root", tmp_path,
     )  # fmt: skip
     assert code == 0, printed
     assert found["channels"]["reconstruction"]["leakage"] > 0.8  # rows of others would be at the floor
+    assert parsed.count("truth.json") == 1
 
 
 def test_reconstruction_runs_unasked_where_there_are_images(files, tmp_path, capsys, monkeypatch):
