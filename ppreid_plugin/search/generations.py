@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ppreid_plugin.dp.journal import fsync_folder
 from ppreid_plugin.search.build_journal import BuildJournal
 from ppreid_plugin.search.index import INDEXES
 from ppreid_plugin.search.opt_outs import OPTED_OUT
@@ -26,7 +27,7 @@ def writing(folder: Path) -> Iterator[None]:
     Raises:
         BlockingIOError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     lock = FileLock(str(folder / LOCK), timeout=0)
     try:
         lock.acquire()
@@ -38,6 +39,14 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _make(folder: Path) -> None:
+    """Make a folder that outlives a power cut: what is synced inside it does not bring its own name to the disk."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in new:
+        fsync_folder(place.parent)
 
 
 def require_ours(folder: Path) -> None:
@@ -99,3 +108,4 @@ def clean(folder: Path, *, keep: str = "") -> None:
             if kind.sound_options(plan["options"]):  # else the journal was edited, and does not say what else there is
                 kind.discard(generation, plan["options"])
         shutil.rmtree(generation)
+        fsync_folder(folder)  # people who were deleted are not back after a power cut
