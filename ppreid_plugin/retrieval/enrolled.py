@@ -17,6 +17,7 @@ import torch
 
 from ppreid_plugin.retrieval.checks import Features, IntArray, Labels, as_feature_pair, as_labels, as_pids, curve_length
 from ppreid_plugin.retrieval.distances import normalize_rows
+from ppreid_plugin.retrieval.equal_rows import EqualRows
 from ppreid_plugin.retrieval.ranking import NoMatchError, no_match_message
 
 _QUERIES_PER_CHUNK = 1024
@@ -144,11 +145,15 @@ def templates_of(unit_rows: torch.Tensor, person: IntArray) -> tuple[IntArray, t
 def template_scores(
     features: torch.Tensor, rows: IntArray, templates: torch.Tensor
 ) -> Iterator[tuple[slice, npt.NDArray[np.floating]]]:
-    """Yield the cosines of a chunk of ``rows`` of ``features`` with all templates, and where in ``rows`` it stands."""
+    """Yield the cosines of a chunk of ``rows`` of ``features`` with all templates, and where in ``rows`` it stands.
+
+    Equal templates have equal cosines.
+    """
+    equal = EqualRows(templates)
     for start in range(0, len(rows), _QUERIES_PER_CHUNK):
         span = slice(start, start + _QUERIES_PER_CHUNK)
         unit_rows = normalize_rows(features[torch.from_numpy(rows[span]).to(features.device)])
-        yield span, torch.mm(unit_rows.to(templates), templates.T).cpu().numpy()
+        yield span, equal.tie(torch.mm(unit_rows.to(templates), templates.T).cpu().numpy())
 
 
 def _ranks(

@@ -17,6 +17,7 @@ import torch
 
 from ppreid_plugin.retrieval.checks import positive_mebibytes
 from ppreid_plugin.retrieval.distances import normalize_rows
+from ppreid_plugin.retrieval.equal_rows import EqualRows
 
 Chunks: TypeAlias = Iterator[tuple[int, npt.NDArray[np.floating]]]
 
@@ -53,6 +54,7 @@ def score_chunks(query: torch.Tensor, gallery: torch.Tensor, metric: str, step: 
             rows by distance.
         step: queries a chunk.
     """
+    equal = EqualRows(gallery)
     finish = _finisher(gallery, query, metric) if gallery.numel() * gallery.element_size() > _COPIED else None
     if finish is not None:
         query = normalize_rows(query) if metric == "cosine" else query
@@ -66,7 +68,7 @@ def score_chunks(query: torch.Tensor, gallery: torch.Tensor, metric: str, step: 
         scores = out[: len(rows)]
         for block in range(0, len(gallery), _BLOCK):
             torch.mm(rows, gallery[block : block + _BLOCK].T, out=scores[:, block : block + _BLOCK])
-        yield start, (scores if finish is None else finish(scores)).cpu().numpy()
+        yield start, equal.tie((scores if finish is None else finish(scores)).cpu().numpy())
 
 
 def _finisher(gallery: torch.Tensor, query: torch.Tensor, metric: str) -> Callable[[torch.Tensor], torch.Tensor] | None:

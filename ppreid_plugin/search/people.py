@@ -14,6 +14,7 @@ import torch
 from ppreid_plugin.dp.protected import unit_rows
 from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.retrieval.checks import Features, choice
+from ppreid_plugin.retrieval.equal_rows import EqualRows
 from ppreid_plugin.search.hits import Hits, best
 from ppreid_plugin.search.index import GalleryIndex
 
@@ -90,6 +91,7 @@ class Templates:
         self.pids = np.array(sorted(place), dtype=np.int64)
         order = torch.tensor([place[pid] for pid in self.pids.tolist()], dtype=torch.int64)
         self.rows = unit_rows(sums[order]).float()
+        self._equal = EqualRows(self.rows)
 
     def search(self, queries: npt.NDArray[np.float64], top: int) -> list[Hits]:
         """Return the best people of each query (q, d) of unit length."""
@@ -99,7 +101,7 @@ class Templates:
             for first in range(0, len(self.rows), _TEMPLATES_AT_ONCE)
         ]
         scores = torch.cat(parts, dim=1).numpy() if parts else np.empty((len(queries), 0))
-        ranked = [best(row, self.pids, top) for row in scores]
+        ranked = [best(row, self.pids, top) for row in self._equal.tie(scores)]
         return [Hits(row_ids=(), pids=pids, scores=found, numbers=pids) for found, pids in ranked]
 
 
