@@ -27,9 +27,18 @@ def test_equal_rows_are_found(dtype, rows, columns):
 
 
 def test_checksums_that_agree_by_chance_tie_nothing(monkeypatch):
-    monkeypatch.setattr("ppreid_plugin.retrieval.equal_rows._checksums", lambda matrix: np.zeros(len(matrix), int))
+    monkeypatch.setattr("ppreid_plugin.retrieval.equal_rows._checksums", lambda matrix, rows: np.zeros(len(rows), int))
     equal = EqualRows(torch.tensor([[1.0], [2.0], [1.0]]))
     assert (equal.later.tolist(), equal.first.tolist()) == ([2], [0])
+
+
+def test_rows_that_begin_alike_are_not_equal_for_that():
+    rows = torch.zeros(6, 40)
+    rows[[1, 4], -1] = 1.0
+    rows[2, 17] = 1.0
+    rows[3, 0] = 1.0
+    equal = EqualRows(rows)
+    assert (equal.later.tolist(), equal.first.tolist()) == ([4, 5], [1, 0])
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
