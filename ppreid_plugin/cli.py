@@ -34,8 +34,6 @@ from .report.training_curves import write_training_curves
 # what a user can cause and mend; anything else is a bug and keeps its traceback
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, AssertionError)
 
-_SINGLE_VALUE_FLAGS = ("--config-file", "--root", "--dataset", "--out", "--plan", "--labels", "--judge-weights")
-
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults of the flags, and the list of keys as it is."""
@@ -66,23 +64,33 @@ def train_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def split_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_options(argv: Sequence[str], parser: argparse.ArgumentParser | None = None) -> tuple[list[str], list[str]]:
     """Separate flags from KEY VALUE options: the first known key starts them, also right after a ``+`` flag.
+
+    The value of a flag that takes one, and a file that is there, are no misspelled keys, whatever they are called
+    (``--gallery test.npz``, ``--images data.jpg``).
+
+    Args:
+        argv: the words.
+        parser: of the flags; None: that of ``tools/train.py``.
 
     Example:
         >>> split_options(["--transforms", "random_flip", "model.pretrained", "False", "--root", "data"])
         (['--transforms', 'random_flip', '--root', 'data'], ['model.pretrained', 'False'])
     """
+    actions = (train_parser() if parser is None else parser)._actions
+    takes_one = {flag for action in actions if action.nargs is None for flag in action.option_strings}
     flags: list[str] = []
     options: list[str] = []
     index = 0
     while index < len(argv):
-        is_value = bool(flags) and flags[-1] in _SINGLE_VALUE_FLAGS
-        if is_config_key(argv[index]) and not is_value:
+        word = argv[index]
+        is_value = bool(flags) and flags[-1] in takes_one
+        if not is_value and is_config_key(word) and (word in OPTIONS or not Path(word).is_file()):
             options.extend(argv[index : index + 2])
             index += 2
         else:
-            flags.append(argv[index])
+            flags.append(word)
             index += 1
     return flags, options
 
@@ -93,7 +101,7 @@ def parse_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[
     Raises:
         ValueError, OSError: as the configuration and the data sets say.
     """
-    flags, options = split_options(argv)
+    flags, options = split_options(argv, parser)
     args, rest = parser.parse_known_args(flags)
     if rest:
         raise ConfigError(
@@ -120,6 +128,7 @@ def train(argv: Sequence[str]) -> dict[str, Any]:
     Of several ranks (``torchrun``) the first writes and returns it; the others return nothing.
     """
     cfg, _ = parse_config(train_parser(), argv)
+    _refuse_idle_options(cfg, argv)
     with ranks.joined(use_gpu=cfg.use_gpu, timeout_s=cfg.train.rank_timeout_s):
         return _train(cfg, argv)
 
@@ -210,6 +219,20 @@ def tee(path: Path) -> Iterator[None]:
             yield
         finally:
             sys.stdout = console
+
+
+def _refuse_idle_options(cfg: CfgNode, argv: Sequence[str]) -> None:
+    """Raise ConfigError where the command line sets a key of a privacy part that is switched off."""
+    for key in split_options(argv)[1][::2]:
+        node, _, name = key.removeprefix("privacy.").partition(".")
+        if not key.startswith("privacy.") or name in ("", "enabled") or cfg.privacy[node].get("enabled", True):
+            continue
+        if key == "privacy.adversary.labels" and cfg.privacy.erasure.enabled:
+            continue  # whose attributes are erased, where privacy.erasure.labels is empty
+        raise ConfigError(
+            f"{key} is given, but privacy.{node}.enabled is False: it would do nothing. Append: privacy.{node}.enabled "
+            "True, or leave the key out."
+        )
 
 
 def _chosen_on(engine: Any, cfg: CfgNode) -> str:

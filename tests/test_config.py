@@ -1,5 +1,6 @@
 """Configuration: torchreid's YAML unchanged, errors that name key, value and fix."""
 
+import argparse
 import itertools
 from pathlib import Path
 
@@ -307,3 +308,16 @@ def test_every_key_has_a_comment_and_its_default_in_the_help():
 )
 def test_the_first_known_key_starts_the_options(argv, flags, options):
     assert split_options(argv) == (flags, options)
+
+
+def test_a_file_that_is_called_like_a_section_is_no_misspelled_key(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--gallery", "test.npz", "--images", "data.jpg", "video.png", "--top", "3", "model.name", "osnet_x0_25"]
+    parser = argparse.ArgumentParser()
+    for flag, nargs in (("--gallery", None), ("--images", "+"), ("--top", None)):
+        parser.add_argument(flag, nargs=nargs)
+    for name in ("data.jpg", "video.png"):
+        (tmp_path / name).touch()
+    assert split_options(argv, parser) == (argv[:-2], argv[-2:])
+    (tmp_path / "video.png").unlink()  # what is not there may be a key that is misspelled
+    assert split_options(argv, parser)[1] == ["video.png", "--top", "model.name", "osnet_x0_25"]

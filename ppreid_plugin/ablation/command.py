@@ -60,7 +60,7 @@ def ablation_command(argv: Sequence[str]) -> dict[str, Any]:
     Returns:
         The record that is also in ``ablation.json``; empty for ``--list`` and ``--dry-run``.
     """
-    flags, options = split_options(argv)
+    flags, options = split_options(argv, parser())
     args, rest = parser().parse_known_args(flags)
     if rest:
         raise ConfigError(
