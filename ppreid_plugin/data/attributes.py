@@ -39,9 +39,18 @@ def load_attributes(path: str | Path) -> dict[int, dict[str, int]]:
     Raises:
         FileNotFoundError, ValueError: no such file, or another one.
     """
+    return load_attribute_words(path)[0]
+
+
+def load_attribute_words(path: str | Path) -> tuple[dict[int, dict[str, int]], dict[str, list[str]]]:
+    """Return what `load_attributes` does, and by attribute the words that the labels stand for, of a CSV file.
+
+    Raises:
+        FileNotFoundError, ValueError: as there.
+    """
     path = Path(path)
     if path.suffix == ".mat":
-        return load_market_attributes(path)
+        return load_market_attributes(path), {}
     if not path.is_file():
         raise FileNotFoundError(
             f"attribute labels '{path}' are not there. Give market_attribute.mat, the generated pedestrians' "
@@ -51,7 +60,7 @@ def load_attributes(path: str | Path) -> dict[int, dict[str, int]]:
         return _load_csv(path)
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
-            return attributes_by_pid(dict(arrays), str(path))
+            return attributes_by_pid(dict(arrays), str(path)), {}
     raise ValueError(f"attribute labels '{path}' end in '{path.suffix}'; allowed: .mat, .csv, .npz.")
 
 
@@ -181,7 +190,7 @@ def label_table(people: Mapping[int, Mapping[str, Hashable]], names: Sequence[st
     return table
 
 
-def _load_csv(path: Path) -> dict[int, dict[str, int]]:
+def _load_csv(path: Path) -> tuple[dict[int, dict[str, int]], dict[str, list[str]]]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream)
         names = [name for name in reader.fieldnames or [] if name != "pid"]
@@ -196,14 +205,17 @@ def _load_csv(path: Path) -> dict[int, dict[str, int]]:
         raise ValueError(f"'{path}' has a pid that is no whole number. Give one line a person, with a pid.") from None
     if len(set(pids)) < len(pids):
         raise ValueError(f"'{path}': a pid stands twice. Give one line a person.")
+    if not pids:
+        raise ValueError(f"'{path}' has nobody below its header. Give one line a person.")
     people: dict[int, dict[str, int]] = {pid: {} for pid in pids}
+    classes: dict[str, list[str]] = {}
     for name in names:
         words = [(row[name] or "").strip() for row in rows]
-        known = sorted(word for word in set(words) if word.lower() not in _UNKNOWN_WORDS)
-        codes = {word: place for place, word in enumerate(known)}
+        classes[name] = sorted(word for word in set(words) if word.lower() not in _UNKNOWN_WORDS)
+        codes = {word: place for place, word in enumerate(classes[name])}
         for pid, word in zip(pids, words, strict=True):
             people[pid][name] = codes.get(word, UNKNOWN)
-    return people
+    return people, classes
 
 
 def _labels(line: dict[str, int], colors: Mapping[str, list[str]]) -> dict[str, int]:

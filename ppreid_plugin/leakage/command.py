@@ -12,13 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..dp.gallery import DPGallery
-from ..dp.spec import MechanismSpec
 from ..dp.stored import load_release
 from ..dp.truth import load_maps_of
-from ..dp.units import UNITS
+from ..report.mechanism_flags import add_mechanism_flags, check_mechanism_flags, gallery_of
 from ..report.record import environment, require_folder, write_json
-from ..report.sweep import make_gallery
 from .attack import ATTACKS
 from .battery import Leakage, Rows, measure_leakage
 from .data import LeakageSet
@@ -59,11 +56,7 @@ def parser() -> argparse.ArgumentParser:
     add("--test", help="features to attack: the gallery")
     add("--release", metavar="DIR", help="attack this stored release; --train is protected as its manifest says")
     add("--truth", nargs="+", default=[], metavar="FILE", help="labels of the release's rows: --truth-out's, or .npz")
-    add("--mechanism", metavar="NAME[:KEY=VALUE,...]", help="protect --train and --test first, with research noise")
-    add("--epsilon", type=float, help="budget of one unit, with --mechanism")
-    add("--delta", type=float, help="of approximate mechanisms (1e-5, if not given)")
-    add("--unit", default="image", choices=UNITS, help="unit of privacy, with --mechanism")
-    add("--transform", default="center", help="public transform, fitted on --train: NAME[:KEY=VALUE+...]")
+    add_mechanism_flags(add)
     add("--clean", help="the gallery unprotected (with --mechanism it is --test)")
     add("--clean-train", help="people outside the gallery, unprotected, where --train is protected already")
     add_label_flags(made)
@@ -106,7 +99,7 @@ def leakage_command(argv: Sequence[str]) -> Leakage:
         clean_train = train if clean is not None else None
     elif args.mechanism:
         test = labeler(load_set(args.test, background, args.images_root), "--test")
-        gallery = _gallery(args, train)
+        gallery = gallery_of(args, seed=1).fit(torch.from_numpy(train.features), train.pids)
         attacked = _Drawn(test, gallery, 0)
         learned = _Drawn(train, gallery, _TRAIN_DRAWS)
         clean, clean_train = (test if clean is None else clean), train
@@ -196,19 +189,6 @@ def _of_release(
     return attacked, _Drawn(train, release, _TRAIN_DRAWS), about
 
 
-def _gallery(args: argparse.Namespace, train: LeakageSet) -> DPGallery:
-    gallery = make_gallery(
-        MechanismSpec.parse(args.mechanism),
-        epsilon=args.epsilon,
-        unit=args.unit,
-        seed=1,
-        delta=args.delta,
-        transform=args.transform,
-        background_pids=tuple(args.background_pids),
-    )
-    return gallery.fit(torch.from_numpy(train.features), train.pids)
-
-
 def _known_clean(train: LeakageSet, clean_train: LeakageSet) -> LeakageSet:
     """Return the protected training rows with their clean features, if the two files hold the same rows."""
     same = np.array_equal(train.pids, clean_train.pids) and np.array_equal(train.camids, clean_train.camids)
@@ -247,8 +227,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--test FILE or --release DIR is missing: say what is to be attacked.")
     if args.truth and not args.release:
         raise ValueError("--truth names the rows of a release; give --release DIR, or leave it out.")
-    if bool(args.mechanism) != (args.epsilon is not None):
-        raise ValueError("--mechanism and --epsilon belong together, such as: --mechanism privunit_g --epsilon 8")
+    check_mechanism_flags(args)
     for name in args.attacks or ():
         ATTACKS.get(name, key="--attacks")
     check_reconstruction_flags(args)

@@ -10,13 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.attributes import attributes_by_pid, load_market_attributes
+from ..data.attributes import ByPerson, attributes_by_pid, load_attribute_words, load_market_attributes
 from ..dp.feature_files import load_arrays, row_names
 from ..dp.units import JUNK_PID
 from ..registry import closest
 from .data import LeakageSet
 from .images import ImageFiles, row_images
 from .market_attributes import with_attributes
+
+# what a flag of labels takes, for its help
+LABEL_FILES = (
+    "the generated pedestrians' attributes.csv or another .csv of pid and words, market_attribute.mat, or arrays pids "
+    "and attr_<name>"
+)
 
 _ATTRIBUTE = "attr_"
 
@@ -65,16 +71,30 @@ def load_set(path: str | Path, background_pids: Sequence[int], images_root: str 
 def add_label_flags(parser: argparse.ArgumentParser, *, to: str = "keep") -> None:
     """Add the flags of a `Labeler`; ``to`` says what is done with the attributes of ``--only``."""
     add = parser.add_argument
-    add("--attributes", metavar="FILE", help="arrays pids and attr_<name>: labels of people, added by pid")
+    add("--attributes", metavar="FILE", help=f"labels of people: {LABEL_FILES}")
     add("--market-attributes", metavar="FILE", help="market_attribute.mat: labels of Market-1501's people")
     add("--only", nargs="+", metavar="NAME", help=f"attributes to {to} (all there are, if none is named)")
+
+
+def read_labels(path: str) -> tuple[ByPerson, dict[str, list[str]]]:
+    """Return labels by attribute, by pid, from a file of labels; of a CSV file the words that they stand for too.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or another one.
+    """
+    if Path(path).suffix == ".safetensors":
+        return attributes_by_pid(load_arrays(path), path), {}
+    return load_attribute_words(path)
 
 
 class Labeler:
     """Adds attributes by pid, and keeps those that were asked for; its flags are those of `add_label_flags`.
 
+    torchreid numbers training people anew, so whose row it is is read off its name where all row ids hold a pid, as
+    training and the ablation read it; else the pids of the rows count.
+
     Args:
-        attributes: file of ``pids`` and ``attr_<name>``.
+        attributes: file of labels (`read_labels`).
         market: ``market_attribute.mat``.
         only: names to keep; None: all.
     """
@@ -82,12 +102,12 @@ class Labeler:
     def __init__(self, attributes: str | None, market: str | None, only: Sequence[str] | None) -> None:
         self._only = only
         self._market = load_market_attributes(market) if market else None
-        self._given = attributes_by_pid(load_arrays(attributes), attributes) if attributes else None
+        self._given = read_labels(attributes)[0] if attributes else None
 
     def __call__(self, rows: LeakageSet, what: str) -> LeakageSet:
         """Return the rows with their labels; ``what`` is the flag that named them."""
         if self._given is not None:
-            rows = with_attributes(rows, self._given, what=what)
+            rows = with_attributes(rows, self._given, named=True, what=what)
         if self._market is not None:
             if what in ("--train", "--clean-train") and not rows.row_ids:
                 raise ValueError(

@@ -6,7 +6,6 @@ They are named by flags and never searched for: clean features are the unprotect
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.attributes import ByPerson, attributes_by_pid
-from ..dp.feature_files import load_arrays
-from ..dp.gallery import DPGallery
 from ..dp.protected import unit_rows
-from ..dp.spec import MechanismSpec
 from ..dp.stored import load_release
 from ..dp.truth import labels_of_rows, load_maps_of
 from ..leakage.data import LeakageSet
-from ..leakage.inputs import load_set
+from ..leakage.inputs import LABEL_FILES, load_set, read_labels
 from ..leakage.market_attributes import with_attributes
-from .sweep import make_gallery
+from .mechanism_flags import add_mechanism_flags, check_mechanism_flags, gallery_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +71,10 @@ def add_feature_flags(parser: argparse.ArgumentParser) -> None:
     add("--query", metavar="FILE", help="clean features of the queries")
     add("--release", metavar="DIR", help="the gallery protected: this stored release")
     add("--truth", nargs="+", default=[], metavar="FILE", help="labels of its rows, as --truth-out wrote them")
-    add("--mechanism", metavar="NAME[:KEY=VALUE,...]", help="instead of --release: research noise")
-    add("--epsilon", type=float, help="budget of one unit, with --mechanism")
-    add("--delta", type=float, help="of approximate mechanisms (1e-5, if not given), with --mechanism")
-    add("--unit", choices=("image", "person"), default="image", help="unit of privacy, with --mechanism")
-    add("--transform", default="center", help="public transform, with --mechanism, fitted on --train")
+    add_mechanism_flags(add)
     add("--train", metavar="FILE", help="features of people outside the gallery, with --mechanism")
     add("--background-pids", nargs="*", type=int, default=[0], help="pids of the gallery that are no person")
-    add("--attributes", metavar="FILE", help="labels of people: .csv with pid and names, or arrays pids, attr_<name>")
+    add("--attributes", metavar="FILE", help=f"labels of people: {LABEL_FILES}")
 
 
 def load_inputs(args: argparse.Namespace) -> FeatureInputs | None:
@@ -100,8 +91,8 @@ def load_inputs(args: argparse.Namespace) -> FeatureInputs | None:
     gallery = load_set(args.gallery, background)
     texts: Mapping[str, Sequence[str]] = {}
     if args.attributes:
-        people, texts = _attributes(args.attributes)
-        gallery = with_attributes(gallery, people, what="--gallery")
+        people, texts = read_labels(args.attributes)
+        gallery = with_attributes(gallery, people, named=True, what="--gallery")
     query = load_set(args.query, background) if args.query else None
     if query is not None and query.features.shape[1] != gallery.features.shape[1]:
         raise ValueError(
@@ -152,15 +143,7 @@ def _of_release(args: argparse.Namespace, gallery: LeakageSet, asked: LeakageSet
 
 
 def _of_mechanism(args: argparse.Namespace, gallery: LeakageSet, query: LeakageSet | None) -> Space:
-    component: DPGallery = make_gallery(
-        MechanismSpec.parse(args.mechanism),
-        epsilon=args.epsilon,
-        unit=args.unit,
-        seed=args.seed,
-        delta=args.delta,
-        transform=args.transform,
-        background_pids=tuple(args.background_pids),
-    )
+    component = gallery_of(args, seed=args.seed)
     train = load_set(args.train, ())
     component.fit(torch.from_numpy(train.features), train.pids)
     rows = component.protect_rows(torch.from_numpy(gallery.features), gallery.pids, gallery.camids)
@@ -168,33 +151,8 @@ def _of_mechanism(args: argparse.Namespace, gallery: LeakageSet, query: LeakageS
     if query is not None:
         matched = _unit(component.transform_query(torch.from_numpy(query.features)).float().numpy())
         counted = component.queried(query.camids)
-    title = f"{args.mechanism}, ε {args.epsilon:g} of one {args.unit}, research noise"
+    title = f"{args.mechanism}, ε {args.epsilon:g} of one {component.unit}, research noise"
     return Space(title, matched, counted, _unit(rows.features.float().numpy()), rows.pids, rows.camids, rows.places)
-
-
-def _attributes(path: str) -> tuple[ByPerson, dict[str, list[str]]]:
-    """Return attributes by pid, and of a CSV file the texts that the numbers stand for, in alphabetical order."""
-    if Path(path).suffix != ".csv":
-        return attributes_by_pid(load_arrays(path), path), {}
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"--attributes is '{path}', which is not there. Name a .csv, .npz or .safetensors file."
-        )
-    with Path(path).open(newline="", encoding="utf-8-sig") as stream:
-        lines = list(csv.DictReader(stream))
-    columns = list(lines[0]) if lines else []
-    names = [name for name in columns if name and name != "pid"]
-    if "pid" not in columns or not names:
-        raise ValueError(
-            f"--attributes '{path}' has the columns {', '.join(columns) or 'none'}; needs pid and one more."
-        )
-    texts = {name: sorted({line[name] or "" for line in lines}) for name in names}
-    codes = {name: {text: code for code, text in enumerate(values)} for name, values in texts.items()}
-    try:
-        people = {int(line["pid"]): {name: codes[name][line[name] or ""] for name in names} for line in lines}
-    except (TypeError, ValueError):
-        raise ValueError(f"--attributes '{path}': a pid is no whole number.") from None
-    return people, texts
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -207,9 +165,10 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is given without --gallery FILE, the clean features it belongs to.")
     if args.release and args.mechanism:
         raise ValueError("--release and --mechanism are both given: say which of them protects the gallery.")
-    if bool(args.mechanism) != (args.epsilon is not None):
-        raise ValueError("--mechanism and --epsilon belong together, such as: --mechanism privunit_g --epsilon 8")
+    check_mechanism_flags(args)
     if args.mechanism and not args.train:
         raise ValueError("--mechanism needs --train FILE: features of people outside the gallery, to fit on.")
+    if args.train and not args.mechanism:
+        raise ValueError("--train is what --mechanism is fitted on; without that it would do nothing. Leave it out.")
     if args.truth and not args.release:
         raise ValueError("--truth names the rows of a release; give --release DIR, or leave it out.")

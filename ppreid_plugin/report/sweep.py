@@ -35,16 +35,25 @@ _GALLERY_OPTIONS = ("transform", "prototype", "max_rows_per_person")  # of DPGal
 
 
 def make_gallery(
-    spec: MechanismSpec, *, epsilon: float, unit: str, seed: int, delta: float | None, **common: Any
+    spec: MechanismSpec,
+    *,
+    epsilon: float,
+    unit: str,
+    seed: int,
+    delta: float | None,
+    key: str = "--mechanisms",
+    **common: Any,
 ) -> DPGallery:
     """Return the component that a mechanism with its parameters makes; ``delta`` goes to approximate ones only.
+
+    Errors name ``key``, the flag that the mechanism was given by; all else is an argument of `DPGallery`.
 
     Raises:
         ValueError: an unknown name or option, or a value out of range.
     """
     own = {key: value for key, value in spec.options.items() if key not in _GALLERY_OPTIONS}
     chosen = {key: value for key, value in spec.options.items() if key in _GALLERY_OPTIONS}
-    pure = MECHANISMS.get(spec.name, key="--mechanisms").pure
+    pure = MECHANISMS.get(spec.name, key=key).pure
     given = {"epsilon": epsilon, "unit": unit, "seed": seed, "options": own, **common, **chosen}
     return DPGallery(spec.name, delta=None if pure else delta, **given)
 
@@ -156,7 +165,11 @@ def sweep(
     if isinstance(seeds, int) and seeds < 1:
         raise ValueError(f"--seeds is {seeds}, must be >= 1.")
     chosen_seeds = range(1, seeds + 1) if isinstance(seeds, int) else seeds
-    common = {"transform": transform, "background_pids": background_pids, "enroll_cameras": enroll_cameras}
+    common: dict[str, Any] = {
+        "transform": transform,
+        "background_pids": background_pids,
+        "enroll_cameras": enroll_cameras,
+    }
     plan = [
         (spec, seed, make_gallery(spec, epsilon=epsilon, unit=unit, seed=seed, delta=delta, **common))
         for spec, unit, seed, epsilon in itertools.product(mechanisms, units, chosen_seeds, epsilons)

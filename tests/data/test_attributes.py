@@ -40,6 +40,8 @@ def test_arrays_of_an_npz(tmp_path):
         ("people.csv", "pid,hat\n1,yes\n1,no\n", ValueError, "a pid stands twice"),
         ("people.csv", "person,hat\n1,yes\n", ValueError, "has the columns person, hat; needs pid"),
         ("people.csv", "pid,hat\nx,yes\n", ValueError, "pid that is no whole number"),
+        ("people.csv", "pid,hat\n", ValueError, "has nobody below its header"),
+        ("people.csv", "", ValueError, "has the columns none; needs pid"),
         ("people.txt", "pid,hat\n", ValueError, r"end in '.txt'; allowed: .mat, .csv, .npz"),
         ("people.csv", None, FileNotFoundError, "are not there. Give market_attribute.mat"),
         ("people.mat", None, FileNotFoundError, "market_attribute.mat"),

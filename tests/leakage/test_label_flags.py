@@ -68,3 +68,17 @@ def test_people_of_market_are_told_by_file_names(tmp_path):
     rows = Labeler(None, market, ["gender", "age"])(load_set(train, ()), "--train")
     assert rows.attributes["gender"].tolist() == [0] * 10 + [1] * 10 + [0] * 10
     assert rows.attributes["age"].tolist() == [1] * 10 + [3] * 10 + [0] * 10
+
+
+@pytest.mark.parametrize("suffix", ["csv", "npz"])
+def test_training_people_that_torchreid_numbered_anew_get_their_own_labels(tmp_path, suffix):
+    labels = tmp_path / f"labels.{suffix}"
+    words = {1: "no", 2: "yes", 3: "no", 5: "yes"}  # torchreid numbers the people 2, 3, 5 as 0, 1, 2
+    labels.write_text("pid,bag\n" + "".join(f"{pid},{word}\n" for pid, word in words.items()))
+    if suffix == "npz":
+        np.savez(labels, pids=list(words), attr_bag=[int(word == "yes") for word in words.values()])
+    train = tmp_path / "named.npz"
+    named = np.array([f"train/{pid:04d}_c1s1_{place:06d}_00.jpg" for place, pid in enumerate(np.repeat([2, 3, 5], 10))])
+    np.savez(train, features=FEATURES, pids=np.repeat([0, 1, 2], 10), camids=PIDS * 0, row_ids=named)
+    rows = Labeler(str(labels), None, None)(load_set(train, ()), "--train")
+    assert rows.attributes["bag"].tolist() == [1] * 10 + [0] * 10 + [1] * 10

@@ -322,3 +322,21 @@ def test_attackers_may_learn_from_the_gallery(files, tmp_path, capsys):
     code, _, err = run(capsys, *argv, "--learn-from", "gallery", "--attacks", "membership")
     assert code == 2
     assert "membership cannot learn from half of the gallery's people" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--transform", "center"), "--transform is 'center' without --mechanism: it would do nothing"),
+        (("--transform", "leace:l.safetensors"), "(--mechanism none --epsilon 1: no noise), or leave it out"),
+        (("--unit", "person"), "--unit is 'person' without --mechanism"),
+        (("--delta", "1e-6"), "--delta is 1e-06 without --mechanism"),
+        (("--mechanism", "gausian", "--epsilon", "8"), "--mechanism is 'gausian'; registered"),
+    ],
+)
+def test_flags_of_a_mechanism_do_not_stand_without_one(files, tmp_path, capsys, flags, message):
+    argv = ["--train", files["train"], "--test", files["test"], "--out", tmp_path / "leakage.json", *flags]
+    code, _, err = run(capsys, *argv)
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "leakage.json").exists()

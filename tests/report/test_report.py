@@ -245,13 +245,16 @@ def test_maps_and_retrieval_of_a_release(tmp_path, bare, features, capsys):
     files, gallery = features
     folder = release(tmp_path, gallery)
     attributes = tmp_path / "attributes.csv"
-    attributes.write_text("pid,hat\n" + "".join(f"{pid},{'none' if pid % 2 else 'red'}\n" for pid in range(1, 9)))
+    hats = {pid: "none" if pid % 2 else "red" for pid in range(1, 8)} | {8: "nan"}
+    attributes.write_text("pid,hat\n" + "".join(f"{pid},{hat}\n" for pid, hat in hats.items()))
     argv = ["--gallery", files["gallery"], "--query", files["query"], "--release", folder, "--attributes", attributes]
     reader = report(tmp_path, capsys, *argv, "--queries", 2)
     for name in ("tsne-person.svg", "tsne-camera.svg", "tsne-attribute.svg", "retrieval-1-clean.png",
                  "retrieval-2-protected.png"):  # fmt: skip
         assert (tmp_path / "out/report_files" / name).is_file()
     assert "t-SNE by hat. 48 rows, seed 1" in reader.text
+    drawn = (tmp_path / "out/report_files/tsne-attribute.svg").read_text()
+    assert ("<!-- red -->" in drawn, "<!-- nan -->" in drawn) == (True, False)  # what is not known is no class
     assert "Tiles are blank: it was not said where the images are. --images DIR" in reader.text
     clean, protected = (row for row in table(reader, "queries", ""))
     assert clean["rank-1"] == "100.0 (100.0 to 100.0)"
@@ -360,6 +363,8 @@ def test_folders_that_overlap_count_once(tmp_path, runs):
         (["--query", "q.npz"], "--query is given without --gallery FILE"),
         (["--gallery", "g.npz", "--epsilon", "8"], "--mechanism and --epsilon belong together"),
         (["--gallery", "g.npz", "--mechanism", "gaussian", "--epsilon", "8"], "--mechanism needs --train FILE"),
+        (["--gallery", "g.npz", "--transform", "leace:l.safetensors"], "without --mechanism: it would do nothing"),
+        (["--gallery", "g.npz", "--train", "t.npz"], "--train is what --mechanism is fitted on"),
         (["--gallery", "g.npz", "--truth", "t.json"], "--truth names the rows of a release"),
         (["--gallery", "g.npz"], "'g.npz' is not there"),
         (["--color-by", "hat"], "--color-by names an attribute of --gallery FILE"),
