@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 from . import ranks, toolbox
 from .arguments import image_data_arguments, optimizer_arguments, scheduler_arguments, video_data_arguments
 from .aware import ReleaseAware
-from .checkpoint import load_weights, resume
+from .checkpoint import load_weights, modules_left_out, resume
 from .components import Component
 from .config import TRAINING_PARTS, ConfigError, check_config
 from .data.checks import (
@@ -317,6 +317,13 @@ def build_engine(cfg: CfgNode) -> Any:
     if cfg.model.resume:
         cfg.train.start_epoch = resume(engine, cfg.model.resume)
         print(f"Continuing from '{cfg.model.resume}' after epoch {cfg.train.start_epoch}")
+        if not cfg.test.evaluate and (left_out := modules_left_out(engine, cfg.model.resume)):
+            _log.warning(
+                "the run of model.resume '%s' also trained %s, which this configuration leaves out: the model goes on "
+                "without. Give the run's own configuration to continue it.",
+                cfg.model.resume,
+                ", ".join(left_out),
+            )
     if not ranks.is_first():  # its own augmentation and dropout
         toolbox.utils.set_random_seed(cfg.train.seed + _RANK_SEEDS * ranks.rank())
     return engine

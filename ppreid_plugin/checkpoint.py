@@ -127,6 +127,15 @@ def resume(engine: Any, path: str | Path) -> int:
     return int(loaded["model"]["epoch"])
 
 
+def modules_left_out(engine: Any, path: str | Path) -> list[str]:
+    """Return the modules that the run of a checkpoint trained beside the model and that ``engine`` does not have."""
+    path = Path(path)
+    if path.parent.name != "model":  # no folder of a run
+        return []
+    beside = sorted(file.parent.name for file in path.parent.parent.glob(f"*/{path.name}"))
+    return [name for name in beside if name not in engine.get_model_names()]
+
+
 def _check_fits(checkpoint: dict[str, Any], module: nn.Module, file: Path) -> None:
     absent = [key for key in ("epoch", "optimizer", "scheduler") if key not in checkpoint]
     if absent:

@@ -91,3 +91,14 @@ def test_resume_with_another_number_of_people_names_the_classifier(make_engine, 
     torch.save(engine.model.state_dict(), tmp_path / "bare.pth")
     with pytest.raises(CheckpointError, match="has no epoch, optimizer, scheduler"):
         make_engine("model.resume", tmp_path / "bare.pth")
+
+
+def test_a_run_that_is_continued_without_its_decoder_says_so(make_engine, run_engine, tmp_path, caplog):
+    engine = make_engine("privacy.deid.enabled", True)
+    run_engine(engine)
+    go_on = ("model.resume", f"{engine.cfg.data.save_dir}/model/model.pth.tar-1")
+    make_engine("privacy.deid.enabled", True, *go_on)
+    make_engine(*go_on, "test.evaluate", True)
+    assert "leaves out" not in caplog.text
+    make_engine(*go_on)
+    assert "also trained deid_decoder, which this configuration leaves out: the model goes on without" in caplog.text
