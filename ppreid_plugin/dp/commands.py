@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -113,6 +114,11 @@ def release_rows(args: argparse.Namespace, gallery: GalleryRows, train: Training
         gallery: rows with their labels.
         train: features (n, d) and pids (n,) of the training split, if there is one.
     """
+    budgets = _budgets(args.budgets)
+    # a mistyped number would publish the very person who asked to be left out, and cannot be undone
+    _require_known("--opt-out", args.opt_out, gallery.pids, "pid")
+    _require_known("--budgets", budgets, gallery.pids, "pid")
+    _require_known("--cameras", args.cameras, gallery.camids, "camid")
     spec = MechanismSpec.parse(args.mechanism)
     options = dict(spec.options)
     if not options.pop("prototype", True):
@@ -132,7 +138,7 @@ def release_rows(args: argparse.Namespace, gallery: GalleryRows, train: Training
         background_pids=args.background_pids,
         max_rows_per_person=max_rows_per_person,
         cameras=args.cameras,
-        budgets=_budgets(args.budgets),
+        budgets=budgets,
         opt_out=args.opt_out,
         prior=prior,
         controller=args.controller,
@@ -176,6 +182,9 @@ def ledger_command(argv: Sequence[str]) -> None:
     parser.add_argument("--release", nargs="*", default=[], help="verify: folders of releases; purge: its folder")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
+    scopes = sorted(path.stem for path in Path(args.ledger).glob("*.jsonl"))
+    if scopes and args.scope not in scopes:
+        raise ValueError(f"scope {args.scope!r} is not in the ledger '{args.ledger}'; it has: {', '.join(scopes)}.")
     ledger = Ledger(args.ledger, args.scope)
     if args.action == "show":
         print(ledger_text(ledger))
@@ -272,7 +281,21 @@ def _mechanism(
                 f"mechanism {spec.name!r} needs a codebook: --codewords M to fit one on --train, or --codebook FILE."
             )
         options = {name: value for name, value in options.items() if name in allowed}
+    else:
+        for flag in ("codewords", "set_size", "codebook", "prior_source", "prior_is_public"):
+            if getattr(args, flag):
+                raise ValueError(
+                    f"--{flag.replace('_', '-')} is for mechanisms with a codebook; {spec.name!r} has none. Leave it "
+                    "out, or take --mechanism prior_subset."
+                )
     return build_mechanism(spec.name, epsilon=args.epsilon, delta=args.delta, **options), prior
+
+
+def _require_known(flag: str, given: Iterable[int], known: np.ndarray, what: str) -> None:
+    if unknown := sorted(set(given) - set(known.tolist())):
+        raise ValueError(
+            f"{flag} has {what} {unknown[0]}, of which the gallery has no row. Check the number, or leave it out."
+        )
 
 
 def _budgets(pairs: Sequence[str]) -> dict[int, float]:

@@ -99,7 +99,8 @@ class DPGallery(ProtectedGallery):
             if "codewords" not in options:
                 raise ValueError(
                     f"mechanism '{mechanism}' needs a codebook: its size is missing. Append for example: "
-                    "privacy.gallery.kwargs.codewords 1024 privacy.gallery.kwargs.set_size 4"
+                    "privacy.gallery.kwargs.codewords 1024 privacy.gallery.kwargs.set_size 4; written with a mechanism "
+                    f"{mechanism}:codewords=1024,set_size=4"
                 )
             # of the right kind and budget, so that errors come before training; `fit` makes the one that is used
             self._options = {"codebook": np.eye(2)}

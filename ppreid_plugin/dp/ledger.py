@@ -56,7 +56,10 @@ class Ledger:
             raise ValueError(f"unit of the scope is {unit!r}; allowed: {', '.join(UNITS)}.")
         require_name("scope", scope)
         if epsilon is None and not (Path(folder) / f"{scope}.jsonl").exists():
-            raise ValueError(f"scope {scope!r} is not in the ledger. To open it, give its budget: epsilon (--budget).")
+            raise ValueError(
+                f"scope {scope!r} is not in the ledger. To open it, give its budget: epsilon "
+                "(tools/release_gallery.py --budget)."
+            )
         self.scope = scope
         self._journal = Journal(folder, scope)
         with self.locked():

@@ -161,6 +161,11 @@ def test_list(capsys, what, name):
             "exist for evaluation only. A release of the person unit",
         ),
         (arguments("--budgets", "1:2"), "--budgets is '1:2', must be PID=EPSILON pairs"),
+        (arguments("--opt-out", "1", "77"), "--opt-out has pid 77, of which the gallery has no row. Check the number"),
+        (arguments("--budgets", "77=2"), "--budgets has pid 77, of which the gallery has no row"),
+        (arguments("--cameras", "0", "9"), "--cameras has camid 9, of which the gallery has no row"),
+        (arguments("--codewords", "20"), "--codewords is for mechanisms with a codebook; 'gaussian' has none"),
+        (arguments("--prior-is-public"), "--prior-is-public is for mechanisms with a codebook"),
         (arguments("--expires", "soon"), "expires is 'soon', must be a date"),
         (arguments(epsilon="-1"), "epsilon is -1.0, must be a finite number > 0"),
         (
@@ -182,7 +187,8 @@ def test_errors_are_one_line_and_exit_code_2(saved, capsys, argv, message):
 
 def test_ledger_errors(saved, capsys):
     for argv, message in (
-        (["show"], "scope 'default' is not in the ledger"),
+        (["show"], "scope 'default' is not in the ledger 'ledger'; it has: market."),
+        (["show", "--ledger", "no"], "scope 'default' is not in the ledger. To open it, give its budget"),
         (["void", "--scope", "market"], "void needs a name"),
         (["purge", "x-0001", "--scope", "market"], "release 'x-0001' is not in the ledger"),
     ):
