@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..dp.feature_files import load_arrays, row_names
 from ..dp.stored import load_release
 from ..dp.truth import load_maps_of
 from ..report.mechanism_flags import add_mechanism_flags, check_mechanism_flags, gallery_of
@@ -108,6 +109,7 @@ def leakage_command(argv: Sequence[str]) -> Leakage:
         attacked = labeler(load_set(args.test, background, args.images_root), "--test")
         if clean is not None and clean_train is not None and len(clean_train) == len(train):
             learned = _known_clean(train, clean_train)
+    _check_other_people(args)
     attacks = args.attacks or _usual(train, attacked, args.learn_from)
     options = reconstruction_options(args) if "reconstruction" in attacks else {}
     resume = Path(args.finished) if args.finished else out.with_name(out.name + ".finished.json")
@@ -189,6 +191,20 @@ def _of_release(
     return attacked, _Drawn(train, release, _TRAIN_DRAWS), about
 
 
+def _check_other_people(args: argparse.Namespace) -> None:
+    """Raise ValueError if the attackers would learn from rows that they attack, told by the names of the rows."""
+    for learned, attacked in (("train", "test"), ("train", "clean"), ("clean_train", "test"), ("clean_train", "clean")):
+        names = [getattr(args, name) for name in (learned, attacked)]
+        if not all(names):
+            continue
+        shared = set.intersection(*(set(row_names(load_arrays(name))) for name in names))
+        if shared:
+            raise ValueError(
+                f"--{learned.replace('_', '-')} '{names[0]}' holds {len(shared)} rows of --{attacked}, such as "
+                f"{min(shared)}: attackers learn from other people than they attack. Name features of other people."
+            )
+
+
 def _known_clean(train: LeakageSet, clean_train: LeakageSet) -> LeakageSet:
     """Return the protected training rows with their clean features, if the two files hold the same rows."""
     same = np.array_equal(train.pids, clean_train.pids) and np.array_equal(train.camids, clean_train.camids)
@@ -231,6 +247,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in args.attacks or ():
         ATTACKS.get(name, key="--attacks")
     check_reconstruction_flags(args)
+    if args.judge_model and args.attacks and "reconstruction" not in args.attacks:
+        raise ValueError("--judge-model looks at reconstructions: add reconstruction to --attacks, or leave it out.")
     if args.seeds < 1:
         raise ValueError(f"--seeds is {args.seeds}, must be >= 1; 3 or more give an interval over seeds.")
     if args.clean and not (args.clean_train or args.release or args.mechanism):

@@ -30,6 +30,11 @@ from .record import environment, require_folder, write_json
 
 _log = logging.getLogger(__name__)
 
+_RERANKING = {
+    "k1": "neighbors that reciprocal sets are made of",
+    "k2": "nearest images whose codes are averaged",
+    "lambda_value": "share of the distance itself",
+}
 _FPIRS = (0.01, 0.1)
 _LEAST_PEOPLE = 8  # for open-set figures: a quarter of them calibrates the threshold
 
@@ -55,11 +60,10 @@ def parser() -> argparse.ArgumentParser:
     add("--ranks", nargs="+", type=int, default=[1, 5, 10, 20], help="ranks that are printed")
     add("--memory-mb", type=float, help="MiB for scores (64, or up to 256 for a large gallery, if not given)")
     add("--rerank", action="store_true", help="k-reciprocal re-ranking of the images' figures")
-    add("--k1", type=int, default=KReciprocal.k1, help="of --rerank: neighbors that reciprocal sets are made of")
-    add("--k2", type=int, default=KReciprocal.k2, help="of --rerank: nearest images whose codes are averaged")
-    add(
-        "--lambda-value", type=float, default=KReciprocal.lambda_value, help="of --rerank: share of the distance itself"
-    )
+    for name, text in _RERANKING.items():
+        default = getattr(KReciprocal, name)
+        text = f"of --rerank: {text} ({default}, if not given)"
+        add(f"--{name.replace('_', '-')}", type=type(default), help=text)
     add("--per-camera", action="store_true", help="figures of each camera's queries too")
     add("--background-pids", nargs="*", type=int, default=[0], help="pids that are no person: never on the list")
     add("--out", metavar="FILE.json", help="file to write")
@@ -156,7 +160,10 @@ def _checked(args: argparse.Namespace) -> KReciprocal | None:
     if args.memory_mb is not None:
         positive_mebibytes("--memory-mb", args.memory_mb)
     require_folder("--out", args.out)
-    return KReciprocal(args.k1, args.k2, args.lambda_value) if args.rerank else None
+    given = {name: value for name in _RERANKING if (value := getattr(args, name)) is not None}
+    if given and not args.rerank:
+        raise ValueError(f"--{next(iter(given)).replace('_', '-')} goes with --rerank, which is not given.")
+    return KReciprocal(**given) if args.rerank else None
 
 
 def _rank(args: argparse.Namespace, query: Rows, gallery: Rows, rerank: KReciprocal | None) -> RankingResult:

@@ -61,6 +61,11 @@ def sweep_command(argv: Sequence[str]) -> dict[str, Any]:
         raise ValueError("--choose needs --validation FILE: features of people whom the encoder was not fitted to.")
     if bool(args.query) != bool(args.gallery) or not (args.gallery or args.choose):
         raise ValueError("--query and --gallery must both be given (with --choose both may be left out).")
+    for name in ("validation", "validation_train", "validation_seeds", "gap"):
+        if getattr(args, name) is not None and not args.choose:
+            raise ValueError(f"--{name.replace('_', '-')} goes with --choose, which is not given: it would do nothing.")
+    if args.enroll_cameras is not None and "person" not in args.units:
+        raise ValueError("--enroll-cameras is for the person unit: add --units person, or leave it out.")
     for name in ("out", "curves"):
         require_folder(f"--{name}", getattr(args, name))
     specs = [spec for text in args.mechanisms for spec in MechanismSpec.expand(text)]

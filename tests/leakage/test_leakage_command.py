@@ -332,11 +332,23 @@ def test_attackers_may_learn_from_the_gallery(files, tmp_path, capsys):
         (("--unit", "person"), "--unit is 'person' without --mechanism"),
         (("--delta", "1e-6"), "--delta is 1e-06 without --mechanism"),
         (("--mechanism", "gausian", "--epsilon", "8"), "--mechanism is 'gausian'; registered"),
+        (
+            ("--attacks", "linkage", "--judge-model", "osnet_x0_25", "--judge-weights", "w"),
+            "--judge-model looks at reconstructions: add reconstruction to --attacks",
+        ),
     ],
 )
-def test_flags_of_a_mechanism_do_not_stand_without_one(files, tmp_path, capsys, flags, message):
+def test_flags_that_would_do_nothing_are_refused(files, tmp_path, capsys, flags, message):
     argv = ["--train", files["train"], "--test", files["test"], "--out", tmp_path / "leakage.json", *flags]
     code, _, err = run(capsys, *argv)
     assert code == 2
     assert message in err
+    assert not (tmp_path / "leakage.json").exists()
+
+
+def test_attackers_do_not_learn_from_the_rows_that_they_attack(files, tmp_path, capsys):
+    argv = ["--train", files["test"], "--test", files["test"], "--out", tmp_path / "leakage.json"]
+    code, _, err = run(capsys, *argv, "--attacks", "identification")
+    assert code == 2
+    assert f"holds {len(TEST)} rows of --test, such as 0001_c1s1_000000_00.jpg: attackers learn from other" in err
     assert not (tmp_path / "leakage.json").exists()

@@ -121,7 +121,7 @@ def test_re_ranking_is_of_images_only_and_sees_all_queries_in_every_camera(files
         mine = QUERY["camids"] == camid
         query = {name: values[mine] for name, values in QUERY.items()}
         assert_ranking(record["cameras"][str(camid)], expected(query, GALLERY, distances[mine]))
-    plain = evaluate_command([*files, *options[1:]])
+    plain = evaluate_command(files)
     assert record["enrolled"] == plain["enrolled"]
     assert record["anonymous"]["mAP"] != plain["anonymous"]["mAP"]
     assert (record["rerank"], plain["rerank"]) == ({"k1": 6, "k2": 3, "lambda_value": 0.4}, None)
@@ -238,6 +238,7 @@ def broken(tmp_path, name, **changes):
         (["--max-rank", "0"], "--max-rank is 0, must be a whole number >= 1"),
         (["--protocol", "market"], "--protocol is 'market'; allowed: market1501"),
         (["--memory-mb", "0"], "--memory-mb is 0.0, must be a finite number > 0"),
+        (["--k1", "6"], "--k1 goes with --rerank, which is not given"),
         (["--rerank", "--lambda-value", "2"], r"lambda_value is 2.0, must lie in \[0, 1\]"),
         (["--out", "no/such/folder.json"], "--out is 'no/such/folder.json', but 'no/such' is no folder"),
         (["--gallery", "{tmp}/none.npz"], "none.npz' is not there"),

@@ -203,6 +203,9 @@ def test_the_command_chooses_on_validation_people_and_draws_curves(tmp_path, cap
         (["--train", "t.npz", "--query", "q.npz"], "--query and --gallery must both be given"),
         (["--train", "t.npz", "--query", "q", "--gallery", "g", "--out", "no/s.json"], "but 'no' is no folder"),
         (["--train", "t.npz", "--query", "q", "--gallery", "g", "--curves", "no/c.svg"], "--curves is 'no/c.svg'"),
+        (["--train", "t", "--query", "q", "--gallery", "g", "--validation", "v"], "--validation goes with --choose"),
+        (["--train", "t", "--query", "q", "--gallery", "g", "--gap"], "--gap goes with --choose, which is not given"),
+        (["--train", "t", "--query", "q", "--gallery", "g", "--enroll-cameras", "0"], "is for the person unit"),
     ],
 )
 def test_flags_that_lack_something_are_named(argv, message, capsys):
