@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,7 @@ def suppressor_front(
     """
     if missing := sorted(set(suppressed) - set(train.attributes)):
         raise ValueError(f"the training rows have no attribute {', '.join(missing)}.")
+    train, held_out = _told_apart(train, held_out, suppressed)
     concepts = train.concepts(suppressed) if suppressed else None
     shown = image_components + head_components
     numbers = named_components(train, image_components, head_components)
@@ -157,6 +158,23 @@ def suppressor_front(
         inverted = found["reconstruction"]["leakage"] if shown else None
         points.append(FrontPoint(weight, *_ranked(judged), leakage, image_weight, inverted))
     return Front(points, list(suppressed), len(np.unique(held_out.people.pids)), attack_seeds, shown)
+
+
+def _told_apart(train: LeakageSet, held_out: LeakageSet, suppressed: Sequence[str]) -> tuple[LeakageSet, LeakageSet]:
+    """Return the sets without the attributes, of those not suppressed, in which one of the sets does not differ."""
+    kept = [
+        name
+        for name in held_out.attributes
+        if name in suppressed
+        or all(
+            len(np.unique(labels[labels >= 0])) > 1
+            for labels in (one.people.attributes[name] for one in (train, held_out))
+        )
+    ]
+    return (
+        replace(train, attributes={name: train.attributes[name] for name in kept}),
+        replace(held_out, attributes={name: held_out.attributes[name] for name in kept}),
+    )
 
 
 def _ranked(rows: LeakageSet) -> tuple[float, float]:

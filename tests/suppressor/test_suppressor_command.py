@@ -148,3 +148,18 @@ def test_the_front_names_an_attribute_that_is_not_there():
     some = rows()
     with pytest.raises(ValueError, match="no attribute hat"):
         suppressor_front(some, some, ["hat"], [1.0])
+
+
+def test_what_the_people_held_out_share_is_no_figure_of_the_front(tmp_path):
+    some, path = rows(), tmp_path / "train.npz"
+    pids = np.unique(some.pids)
+    _, held = hold_out(some, 20, 0)
+    alone = np.setdiff1d(pids, held.pids)[0]  # hats are told apart by one person, who is not held out
+    named = {f"attr_{name}": values for name, values in some.attributes.items()} | {
+        "attr_hat": (some.pids == alone) * 1
+    }
+    np.savez(path, features=some.features, pids=some.pids, camids=some.camids, **named)
+    out = tmp_path / "front.json"
+    argv = ["--train", str(path), "--only", "gender", "--hold-out", "20", "--seed", "0", "--out", str(out), *FLAGS]
+    made = suppressor_command(argv)
+    assert sorted(made.points[1].leakage) == ["bag", "gender"]
