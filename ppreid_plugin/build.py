@@ -150,6 +150,11 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
         path = resolve(cfg.model.load_weights)
         missing = load_weights(model, path, model_name=cfg.model.name)
         print(f"Loaded weights from '{path}'" + (f"; newly initialized: {', '.join(missing)}" if missing else ""))
+    elif cfg.test.evaluate and not starts_from_file:
+        _log.warning(
+            "model.load_weights is empty: features are those of %s weights, which have not learned to match people.",
+            "ImageNet's" if cfg.model.pretrained else "random",
+        )
     if cfg.train.channels_last:
         model = _channels_last(model, size, cfg.model.name)
     if cfg.use_gpu:

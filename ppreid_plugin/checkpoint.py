@@ -150,8 +150,8 @@ def _check_fits(checkpoint: dict[str, Any], module: nn.Module, file: Path) -> No
         only_classifier = all(_CLASSIFIER.search(key) for key in differs)
         what = "another number of training people" if only_classifier else "another model"
         raise CheckpointError(
-            f"model.resume '{file}' is a checkpoint of {what}: {shown}. Continue with the same model.name and "
-            "data.sources, or start from the weights alone: model.load_weights."
+            f"model.resume '{file}' is a checkpoint of {what}: {shown}. Continue with the same model.name, "
+            "data.sources and privacy.validation.ids_fraction, or start from the weights alone: model.load_weights."
         )
 
 

@@ -74,6 +74,9 @@ def split_options(argv: Sequence[str], parser: argparse.ArgumentParser | None = 
         argv: the words.
         parser: of the flags; None: that of ``tools/train.py``.
 
+    Raises:
+        ConfigError: a key that is followed by a flag.
+
     Example:
         >>> split_options(["--transforms", "random_flip", "model.pretrained", "False", "--root", "data"])
         (['--transforms', 'random_flip', '--root', 'data'], ['model.pretrained', 'False'])
@@ -87,6 +90,8 @@ def split_options(argv: Sequence[str], parser: argparse.ArgumentParser | None = 
         word = argv[index]
         is_value = bool(flags) and flags[-1] in takes_one
         if not is_value and is_config_key(word) and (word in OPTIONS or not Path(word).is_file()):
+            if word in OPTIONS and index + 1 < len(argv) and argv[index + 1].startswith("--"):
+                raise ConfigError(f"options are KEY VALUE pairs: give {word} a value before {argv[index + 1]}.")
             options.extend(argv[index : index + 2])
             index += 2
         else:

@@ -28,7 +28,7 @@ def release(argv: Sequence[str]) -> Release | None:
     Raises:
         ValueError: a flag or key that is missing or out of range, or several targets.
     """
-    if "--config-file" not in argv:
+    if not any(word.partition("=")[0] == "--config-file" for word in argv):
         return release_command(argv)
     parser = _parser()
     cfg, args = parse_config(parser, argv)

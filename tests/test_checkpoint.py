@@ -102,3 +102,12 @@ def test_a_run_that_is_continued_without_its_decoder_says_so(make_engine, run_en
     assert "leaves out" not in caplog.text
     make_engine(*go_on)
     assert "also trained deid_decoder, which this configuration leaves out: the model goes on without" in caplog.text
+
+
+def test_a_test_without_weights_says_whose_features_these_are(make_engine, model, tmp_path, caplog):
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    make_engine("test.evaluate", True, "model.load_weights", tmp_path / "w.pth")
+    make_engine()
+    assert "load_weights is empty" not in caplog.text
+    make_engine("test.evaluate", True)
+    assert "model.load_weights is empty: features are those of random weights, which have not learned" in caplog.text

@@ -321,3 +321,9 @@ def test_a_file_that_is_called_like_a_section_is_no_misspelled_key(tmp_path, mon
     assert split_options(argv, parser) == (argv[:-2], argv[-2:])
     (tmp_path / "video.png").unlink()  # what is not there may be a key that is misspelled
     assert split_options(argv, parser)[1] == ["video.png", "--top", "model.name", "osnet_x0_25"]
+
+
+def test_a_key_without_a_value_is_named_and_takes_no_flag():
+    with pytest.raises(ConfigError, match="give train.max_epoch a value before --root"):
+        split_options(["train.max_epoch", "--root", "data"])
+    assert split_options(["test.eval_freq", "-1"]) == ([], ["test.eval_freq", "-1"])
