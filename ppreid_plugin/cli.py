@@ -34,6 +34,8 @@ from .report.training_curves import write_training_curves
 # what a user can cause and mend; anything else is a bug and keeps its traceback
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, AssertionError)
 
+_WITH_RELEASE = ("release", "truth", "enroll_cameras", "background_pids")  # keys that a stored release leaves open
+
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults of the flags, and the list of keys as it is."""
@@ -227,17 +229,29 @@ def tee(path: Path) -> Iterator[None]:
 
 
 def _refuse_idle_options(cfg: CfgNode, argv: Sequence[str]) -> None:
-    """Raise ConfigError where the command line sets a key of a privacy part that is switched off."""
+    """Raise ConfigError where the command line sets a privacy key that would do nothing."""
+    gallery = cfg.privacy.gallery
     for key in split_options(argv)[1][::2]:
         node, _, name = key.removeprefix("privacy.").partition(".")
-        if not key.startswith("privacy.") or name in ("", "enabled") or cfg.privacy[node].get("enabled", True):
+        if not key.startswith("privacy.") or name in ("", "enabled"):
             continue
-        if key == "privacy.adversary.labels" and cfg.privacy.erasure.enabled:
-            continue  # whose attributes are erased, where privacy.erasure.labels is empty
-        raise ConfigError(
-            f"{key} is given, but privacy.{node}.enabled is False: it would do nothing. Append: privacy.{node}.enabled "
-            "True, or leave the key out."
-        )
+        if not cfg.privacy[node].get("enabled", True):
+            if key == "privacy.adversary.labels" and cfg.privacy.erasure.enabled:
+                continue  # whose attributes are erased, where privacy.erasure.labels is empty
+            raise ConfigError(
+                f"{key} is given, but privacy.{node}.enabled is False: it would do nothing. Append: "
+                f"privacy.{node}.enabled True, or leave the key out."
+            )
+        if node == "gallery" and gallery.release and name not in _WITH_RELEASE:
+            raise ConfigError(
+                f"{key} is given beside privacy.gallery.release '{gallery.release}', which was drawn with its own: it "
+                "would do nothing. Leave one of them out."
+            )
+        if key == "privacy.gallery.epsilon" and gallery.epsilons:
+            raise ConfigError(
+                f"{key} is given, but privacy.gallery.epsilons {gallery.epsilons} are what is evaluated. Leave one of "
+                "them out; privacy.gallery.epsilons [] takes back those of a file."
+            )
 
 
 def _chosen_on(engine: Any, cfg: CfgNode) -> str:

@@ -14,9 +14,11 @@ from tabulate import tabulate
 
 from . import arguments, build
 from .cli import tee
-from .config import check_config, get_default_config, merge_file, set_option
+from .config import ConfigError, check_config, get_default_config, merge_file, set_option
 from .data.pedestrians import NAME, make_pedestrians
+from .dp.gallery import DPGallery
 from .extracting import extract
+from .number_checks import require_positive, require_whole
 from .report.figures import image_rows, tsne_maps
 from .report.reconstructions import example_reconstructions, run_mark
 from .report.record import environment, result_to_dict, write_json
@@ -43,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
 def demo(argv: Sequence[str]) -> dict[str, Any]:
     """Run the demonstration and return what is written to ``metrics.json``."""
     args = parser().parse_args(argv)
+    require_positive("--epsilon", args.epsilon)
+    if args.epochs is not None:
+        require_whole("--epochs", args.epochs)
     start = time.time()
     out = Path(args.out)
     cfg = get_default_config()
@@ -57,7 +62,12 @@ def demo(argv: Sequence[str]) -> dict[str, Any]:
     }.items():
         set_option(cfg, key, value)
     check_config(cfg)
-    build.build_components(cfg)
+    galleries = [part for part in build.build_components(cfg) if isinstance(part, DPGallery)]
+    if not cfg.privacy.deid.enabled or len(galleries) != 1:
+        raise ConfigError(
+            f"--config-file is '{args.config_file}', and the demonstration shows a De-ID decoder and a gallery at one "
+            "budget. Name a recipe with privacy.deid.enabled True and privacy.gallery.enabled True, without epsilons."
+        )
 
     print(f"[1/4] Generating {args.num_train_ids} + {args.num_test_ids} people in '{out / 'data'}' ...", flush=True)
     make_pedestrians(out / "data", args.num_train_ids, args.num_test_ids, args.seed)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ppreid_plugin import cli
+from ppreid_plugin.demo import demo
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = (
@@ -77,6 +78,14 @@ def test_train_then_test_end_to_end(train, tmp_path):
         (("privacy.gallery.epsilon", "8"), "privacy.gallery.epsilon is given, but privacy.gallery.enabled is False"),
         (("privacy.gallery.release", "releases/x"), "Append: privacy.gallery.enabled True, or leave the key out"),
         (("privacy.deid.kwargs.levels", "3"), "privacy.deid.kwargs.levels is given, but privacy.deid.enabled is False"),
+        (
+            ("privacy.gallery.enabled", "True", "privacy.gallery.release", "r", "privacy.gallery.epsilon", "8"),
+            "privacy.gallery.epsilon is given beside privacy.gallery.release 'r', which was drawn with its own",
+        ),
+        (
+            ("privacy.gallery.enabled", "True", "privacy.gallery.epsilons", "[4, 8]", "privacy.gallery.epsilon", "8"),
+            "but privacy.gallery.epsilons [4, 8] are what is evaluated",
+        ),
         (("--whatever",), "'--whatever' is neither a flag nor a configuration key"),
         (("privacy.deid.enabled", "True", "model.name", "hacnn"), "model.name is 'hacnn', whose feature"),
         (("train.fixbase_epoch", "1", "train.open_layers", "['head']"), '"head" is not an attribute of the model'),
@@ -307,3 +316,21 @@ def test_one_line_of_a_workers_error_is_the_workers_own():
     text = "Caught ImageError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File\n"
     error = ValueError(text + "ppreid_plugin.data.images.ImageError: image 'a.jpg' is\nempty\n")
     assert cli.one_line(error) == "image 'a.jpg' is empty"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--epochs", "0"), "--epochs is 0, must be a whole number >= 1"),
+        (("--epsilon", "-1"), "--epsilon is -1.0, must be a finite number > 0"),
+        (
+            ("--config-file", str(REPOSITORY / "configs/im_osnet_x0_25_softmax_256x128_amsgrad.yaml")),
+            "the demonstration shows a De-ID decoder and a gallery at one budget",
+        ),
+    ],
+)
+def test_the_demonstration_refuses_what_it_cannot_show_before_it_writes(tmp_path, capsys, argv, message):
+    recipe = ("--config-file", str(REPOSITORY / "configs/im_osnet_x0_25_softmax_128x64_amsgrad_demo.yaml"))
+    assert cli.run(demo, [*recipe, "--out", str(tmp_path / "out"), *argv]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
