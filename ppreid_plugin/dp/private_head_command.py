@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--accountant", choices=ACCOUNTANTS, default="prv", help="prv is tight, rdp looser and proved throughout")
     add("--backbone-trained-on", metavar="NAME[,NAME]", help="all data sets that the backbone saw, or unknown")
-    add("--trained-on", default="market1501", help="name of the training set of --train")
+    add("--trained-on", metavar="NAME", help="name of the training set of --train")
     add("--chosen-on", default="not stated", help="on which people dim, lr and the rest were chosen, for the record")
     add("--validation", help="features of other people: figures are printed, nothing is chosen")
     add("--query", help="features of queries, with --gallery: figures are printed, nothing is chosen")
@@ -71,6 +71,11 @@ def train_private_head_command(argv: Sequence[str]) -> PrivateHead | None:
         raise ValueError(
             "--backbone-trained-on must be given: all data sets that the backbone's weights saw, such as msmt17 or "
             "imagenet,msmt17, or unknown. The guarantee covers the whole model only if --trained-on was none of them."
+        )
+    if not (args.trained_on or "").strip():
+        raise ValueError(
+            "--trained-on must be given: the name of the training set of --train, such as market1501. Whether the "
+            "guarantee covers the whole model depends on it."
         )
     if bool(args.query) != bool(args.gallery):
         raise ValueError("--query and --gallery must be given together, or neither.")

@@ -457,9 +457,10 @@ def saved(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(capsys, *more, train="train.npz", backbone="msmt17", epsilon="4"):
+def run(capsys, *more, train="train.npz", backbone="msmt17", epsilon="4", trained_on="market1501"):
     argv = ["--train", train, "--epsilon", epsilon, "--delta", "1e-4", "--epochs", "2", "--dim", "5"]
     argv += [*([] if backbone is None else ["--backbone-trained-on", backbone]), *more]
+    argv += [] if trained_on is None else ["--trained-on", trained_on]
     code = cli.run(train_private_head_command, argv)
     printed = capsys.readouterr()
     return code, printed.out, printed.err
@@ -506,7 +507,7 @@ def test_the_tool_runs_without_noise_and_says_so(saved, capsys, monkeypatch):
         "1",
         "--backbone-trained-on",
     ]
-    monkeypatch.setattr(sys, "argv", [*argv, "market1501"])
+    monkeypatch.setattr(sys, "argv", [*argv, "market1501", "--trained-on", "market1501"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(tool), run_name="__main__")
     assert ended.value.code == 0
@@ -519,6 +520,8 @@ def test_the_tool_runs_without_noise_and_says_so(saved, capsys, monkeypatch):
     [
         ([], {"backbone": None}, "--backbone-trained-on must be given: all data sets that the backbone's weights saw"),
         ([], {"backbone": " , "}, "--backbone-trained-on must be given"),
+        ([], {"trained_on": None}, "--trained-on must be given: the name of the training set of --train"),
+        ([], {"trained_on": " "}, "--trained-on must be given"),
         (["--query", "other.npz"], {}, "--query and --gallery must be given together"),
         (["--out", "head.npz"], {}, "a head is a .safetensors file"),
         (["--out", "none/head.safetensors"], {}, "but 'none' is no folder"),
