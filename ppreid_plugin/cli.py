@@ -34,6 +34,8 @@ from .report.training_curves import write_training_curves
 # what a user can cause and mend; anything else is a bug and keeps its traceback
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, AssertionError)
 
+_log = logging.getLogger(__name__)
+
 _WITH_RELEASE = ("release", "truth", "enroll_cameras", "background_pids")  # keys that a stored release leaves open
 
 
@@ -125,6 +127,8 @@ def parse_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[
             cfg.data[key] = getattr(args, flag)
     merge_options(cfg, options)
     cfg.train.amp = cfg.train.amp or args.amp
+    if "use_gpu" in options[::2] and cfg.use_gpu and not torch.cuda.is_available():
+        _log.warning("use_gpu is True, and torch sees no CUDA device: the CPU does the work.")
     cfg.use_gpu = cfg.use_gpu and torch.cuda.is_available()
     return cfg, args
 
@@ -172,6 +176,8 @@ def _train(cfg: CfgNode, argv: Sequence[str]) -> dict[str, Any]:
             print(
                 "No validation people: figures on the test gallery choose nothing, the last checkpoint is the result."
             )
+        if not cfg.test.evaluate and not cfg.train.max_epoch:
+            _log.warning("train.max_epoch is 0: nothing was trained or tested. To test weights: test.evaluate True")
         print(f"Figures written to '{path}'")
     return record
 

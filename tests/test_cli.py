@@ -334,3 +334,12 @@ def test_the_demonstration_refuses_what_it_cannot_show_before_it_writes(tmp_path
     assert cli.run(demo, [*recipe, "--out", str(tmp_path / "out"), *argv]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_was_asked_for_and_not_done_is_said(train, caplog, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert train("train.max_epoch", "0")[0] == 0
+    assert "train.max_epoch is 0: nothing was trained or tested" in caplog.text
+    assert "no CUDA device" not in caplog.text
+    assert train("train.max_epoch", "0", "use_gpu", "True")[0] == 0
+    assert "use_gpu is True, and torch sees no CUDA device: the CPU does the work" in caplog.text
