@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -193,16 +194,22 @@ def _of_release(
 
 def _check_other_people(args: argparse.Namespace) -> None:
     """Raise ValueError if the attackers would learn from rows that they attack, told by the names of the rows."""
-    for learned, attacked in (("train", "test"), ("train", "clean"), ("clean_train", "test"), ("clean_train", "clean")):
-        names = [getattr(args, name) for name in (learned, attacked)]
-        if not all(names):
-            continue
-        shared = set.intersection(*(set(row_names(load_arrays(name))) for name in names))
-        if shared:
+    files = {flag: getattr(args, flag) for flag in ("train", "clean_train", "test", "clean")}
+    names = {flag: _names(load_arrays(path)) for flag, path in files.items() if path}
+    for learned, attacked in product(("train", "clean_train"), ("test", "clean")):
+        if shared := names.get(learned, set()) & names.get(attacked, set()):
             raise ValueError(
-                f"--{learned.replace('_', '-')} '{names[0]}' holds {len(shared)} rows of --{attacked}, such as "
+                f"--{learned.replace('_', '-')} '{files[learned]}' holds {len(shared)} rows of --{attacked}, such as "
                 f"{min(shared)}: attackers learn from other people than they attack. Name features of other people."
             )
+
+
+def _names(arrays: Mapping[str, np.ndarray]) -> set[str]:
+    """Return the rows' names; none where they are numbers, which every file may begin at 0."""
+    row_ids = arrays.get("row_ids")
+    return (
+        set(row_names(arrays)) if row_ids is not None and (row_ids.dtype.kind in "US" or row_ids.ndim == 2) else set()
+    )
 
 
 def _known_clean(train: LeakageSet, clean_train: LeakageSet) -> LeakageSet:

@@ -352,3 +352,15 @@ def test_attackers_do_not_learn_from_the_rows_that_they_attack(files, tmp_path, 
     assert code == 2
     assert f"holds {len(TEST)} rows of --test, such as 0001_c1s1_000000_00.jpg: attackers learn from other" in err
     assert not (tmp_path / "leakage.json").exists()
+
+
+def test_numbers_are_no_names_that_two_files_could_share(files, tmp_path, capsys):
+    """An extractor of one's own may number the rows of each file from 0."""
+    paths = []
+    for name in ("train", "test"):
+        with np.load(files[name]) as arrays:
+            numbered = {**arrays, "row_ids": np.arange(len(arrays["pids"]))}
+        paths.append(tmp_path / f"{name}.npz")
+        np.savez(paths[-1], **numbered)
+    argv = ["--train", paths[0], "--test", paths[1], "--out", tmp_path / "leakage.json", "--seeds", 1]
+    assert run(capsys, *argv, "--attacks", "identification")[0] == 0
