@@ -23,8 +23,9 @@ from ppreid_plugin.toolbox import metrics, submodule, utils
 
 QUERIES, PEOPLE, CAMERAS, COLUMNS = 3368, 750, 6, 512
 GALLERY = int(os.environ.get("RANKING_GALLERY", "15913"))
-# On how many threads, and how long at most beside the product. Counting runs on one thread whatever the product has.
-TIMES_THE_PRODUCT = {("clustered", 1): 1.25, ("clustered", 2): 1.3, ("random", 1): 1.6}
+# On how many threads, and how long at most beside the product (the goal is 1.25, and a busy machine's spread stands on
+# top of it). Counting runs on one thread whatever the product has.
+TIMES_THE_PRODUCT = {("clustered", 1): 1.25, ("clustered", 2): 1.4, ("random", 1): 1.6}
 EXTRA_MB = 150  # 40 of them a copy of the features
 
 
