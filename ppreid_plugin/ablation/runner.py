@@ -111,17 +111,18 @@ class Runner:
         known = sorted({name for one in (self._people or {}).values() for name in one})
         for one in self.work:
             defense = self._defense(one)
-            if defense is not None:
-                try:
-                    defense.check_columns(_feature_columns(one.cfg.model.name, one.cfg.data.height, one.cfg.data.width))
-                except ValueError as error:
-                    raise ConfigError(f"row '{one.row.name}': {error}") from None
-            if defense is not None and defense.all_attributes and not known:
+            if defense is None:
+                continue
+            try:
+                defense.check_columns(_feature_columns(one.cfg.model.name, one.cfg.data.height, one.cfg.data.width))
+            except ValueError as error:
+                raise ConfigError(f"row '{one.row.name}': {error}") from None
+            if defense.all_attributes and not known:
                 raise ConfigError(
                     f"row '{one.row.name}' takes out all attributes that are probed, and there are none. Give labels: "
                     "--labels FILE"
                 )
-            for name in defense.attributes if defense is not None else ():
+            for name in defense.attributes:
                 if name not in known:
                     raise ConfigError(
                         f"row '{one.row.name}' takes out the attribute '{name}'; probed are: "

@@ -10,14 +10,18 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors import safe_open
 
 from ppreid_plugin.dp.journal import write_file
 from ppreid_plugin.dp.units import GalleryRows
 
 
-def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
+def load_arrays(path: str | Path, only: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """Return the arrays of a file; nothing in it is executed.
+
+    Args:
+        path: of the file.
+        only: those of its arrays that are read; None: all.
 
     Raises:
         FileNotFoundError: no such file.
@@ -31,9 +35,10 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
             if not zipfile.is_zipfile(path):  # NumPy would take it for a pickle, and advise to load it as one
                 raise ValueError("it is no archive of arrays, or was cut off")
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-                return {name: stored[name] for name in stored.files}
+                return {name: stored[name] for name in stored.files if only is None or name in only}
         if path.suffix == ".safetensors":
-            return dict(load_file(path))
+            with safe_open(path, framework="numpy") as stored:
+                return {name: stored.get_tensor(name) for name in stored.keys() if only is None or name in only}  # noqa: SIM118
     except Exception as error:
         raise ValueError(f"'{path}' cannot be read as {path.suffix}: {' '.join(str(error).split())}") from None
     raise ValueError(f"'{path}' ends in {path.suffix!r}; features are read from .npz and .safetensors files.")
@@ -64,7 +69,7 @@ def row_names(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
 def require_disjoint(train: str | Path, row_ids: Collection[str], flag: str, other: str) -> None:
     """Raise ValueError if the training file holds a row of the gallery: nothing may be fitted on what is released."""
-    if shared := sorted(set(row_names(load_arrays(train))) & set(row_ids)):
+    if shared := sorted(set(row_names(load_arrays(train, ["row_ids"]))) & set(row_ids)):
         raise ValueError(
             f"{flag} '{train}' holds {len(shared)} rows of {other}, such as {shared[0]}: what is fitted on the gallery "
             "voids the guarantee. Name features of other people."

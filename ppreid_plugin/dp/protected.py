@@ -141,7 +141,7 @@ def unit_rows(features: Tensor) -> Tensor:
     """Scale rows (n, d) to length 1, in float64; zero rows stay zero. No row depends on the others."""
     rows = torch.as_tensor(features, dtype=torch.float64)
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    odd = ((norms < _SQUARES[0]) | (norms > _SQUARES[1])).expand_as(rows)
+    odd = (norms < _SQUARES[0]) | (norms > _SQUARES[1])
     if bool(odd.any()):  # by a power of two, which changes no digit
         digits, powers = torch.frexp(rows)
         powers = powers.masked_fill(digits == 0, -5000)  # below all: zero is no size

@@ -195,7 +195,7 @@ def _of_release(
 def _check_other_people(args: argparse.Namespace) -> None:
     """Raise ValueError if the attackers would learn from rows that they attack, told by the names of the rows."""
     files = {flag: getattr(args, flag) for flag in ("train", "clean_train", "test", "clean")}
-    names = {flag: _names(load_arrays(path)) for flag, path in files.items() if path}
+    names = {flag: _names(load_arrays(path, ["row_ids"])) for flag, path in files.items() if path}
     for learned, attacked in product(("train", "clean_train"), ("test", "clean")):
         if shared := names.get(learned, set()) & names.get(attacked, set()):
             raise ValueError(

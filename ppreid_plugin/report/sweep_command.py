@@ -78,7 +78,7 @@ def sweep_command(argv: Sequence[str]) -> dict[str, Any]:
     record: dict[str, Any] = {"rows": []}
     on_gallery: _OnGallery = None
     if args.gallery:
-        require_disjoint(args.train, row_names(load_arrays(args.gallery)), "--train", "--gallery")
+        require_disjoint(args.train, row_names(load_arrays(args.gallery, ["row_ids"])), "--train", "--gallery")
         train = load_split(args.train)
         on_gallery = partial(
             sweep,
@@ -111,7 +111,7 @@ def _choose(
     on_gallery: Callable[..., list[dict[str, Any]]] | None,
 ) -> dict[str, Any]:
     fitted_on = args.validation_train or args.train
-    require_disjoint(fitted_on, row_names(load_arrays(args.validation)), "--train", "--validation")
+    require_disjoint(fitted_on, row_names(load_arrays(args.validation, ["row_ids"])), "--train", "--validation")
     people = load_split(args.validation)
     train = load_split(fitted_on)
     query, gallery = split_validation(people)

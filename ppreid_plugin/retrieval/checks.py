@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ppreid_plugin.number_checks import is_number, require_whole
+from ppreid_plugin.number_checks import require_positive, require_whole
 from ppreid_plugin.registry import closest
 
 Features: TypeAlias = "np.ndarray | torch.Tensor"
@@ -54,9 +54,7 @@ def positive_mebibytes(name: str, value: object) -> float:
     Raises:
         ValueError: anything else (NaN, infinity and a bool too).
     """
-    if not (is_number(value) and 0 < value < math.inf):
-        raise ValueError(f"{name} is {value!r}, must be a finite number > 0 (MiB). Pass for example {name}=64.")
-    return float(value)
+    return require_positive(name, value, hint="MiB, such as 64")
 
 
 def as_matrix(name: str, values: Any) -> torch.Tensor:
@@ -96,6 +94,8 @@ def as_matrix(name: str, values: Any) -> torch.Tensor:
 
 def _array(name: str, values: Any) -> np.ndarray:
     """Return ``values`` as an array; ValueError if they are none, or some are masked."""
+    if isinstance(values, torch.Tensor):
+        return values.detach().cpu().numpy()
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -148,7 +148,7 @@ def as_labels(name: str, labels: Labels, rows: int) -> IntArray:
     Raises:
         ValueError: not whole numbers, not one-dimensional, or not one a row.
     """
-    array = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else _array(name, labels)
+    array = _array(name, labels)
     if array.shape != (rows,):
         side = name.split("_")[0]
         raise ValueError(
@@ -168,8 +168,7 @@ def as_pids(name: str, pids: Labels | Collection[int]) -> IntArray:
     Raises:
         ValueError: not whole numbers, or no sequence.
     """
-    values = sorted(pids) if isinstance(pids, (set, frozenset)) else pids
-    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else _array(name, values)
+    array = _array(name, sorted(pids) if isinstance(pids, (set, frozenset)) else pids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(
             f"{name} is {pids!r}, must be whole numbers (below 2^63) in a sequence. Pass for example {name}=(0,)."

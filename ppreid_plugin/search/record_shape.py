@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from ppreid_plugin.number_checks import is_number
+
 Test: TypeAlias = Callable[[Any], bool]
 Shape: TypeAlias = "Mapping[str, Test | Shape]"
 
@@ -48,7 +50,7 @@ def whole(least: int, most: int = 2**63 - 1) -> Test:
 
 def number(value: Any) -> bool:
     """Whether this is a finite number >= 0, and no bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _LARGEST
+    return is_number(value) and 0 <= value < _LARGEST
 
 
 def text(value: Any) -> bool:
