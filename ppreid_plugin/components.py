@@ -134,9 +134,15 @@ class Component:
 
 @contextmanager
 def isolated_rng(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator inside the block and restore it: building parts must not move torchreid's draws."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """Seed torch's generators inside the block and restore them: building parts must not move torchreid's draws.
+
+    They are the CPU's and, once CUDA is in use, that of the current device.
+    """
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed(seed)
         yield
 
 

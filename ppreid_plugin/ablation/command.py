@@ -12,6 +12,7 @@ from tabulate import tabulate
 from ..cli import split_options
 from ..config import ConfigError
 from ..dp.journal import write_file
+from ..leakage.compute import compute_device
 from ..leakage.known_people import LEARN_FROM
 from ..registry import closest
 from ..report.record import environment, write_json
@@ -88,7 +89,7 @@ def ablation_command(argv: Sequence[str]) -> dict[str, Any]:
         **summary,
         "fronts": fronts(summary, plan.measures.metric),
         "records": found,
-        "environment": environment("cpu"),
+        "environment": environment(compute_device().type),
     }
     write_json(record, out / "ablation.json")
     for suffix, style in _STYLES.items():

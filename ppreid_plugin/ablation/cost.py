@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import time
 
+import torch
 from yacs.config import CfgNode
 
 from .. import build
@@ -46,6 +47,8 @@ def step_cost(cfg: CfgNode, pairs: int) -> float:
             for engine in engines:
                 start = time.perf_counter()
                 engine.forward_backward(batch)
+                if cfg.use_gpu:
+                    torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - start)
             ratios.append(seconds[1] / seconds[0])
     return statistics.median(ratios[1:])

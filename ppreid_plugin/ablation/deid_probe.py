@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..components import isolated_rng
 from ..leakage import LeakageSet
+from ..leakage.compute import compute_device
 from ..leakage.image_scores import mean_over_people
 from ..leakage.images import RowImages
 from ..leakage.inversion_decoder import to_images
@@ -43,6 +44,7 @@ class DeIDProbe:
         self._size = (height, width)
         self._steps = steps
         self._known: dict[str, Tensor] = {}
+        self._device = compute_device()
 
     def loss(self, train: LeakageSet, test: LeakageSet, *, seed: int = 0) -> float:
         r"""Return the mean squared error of a decoder fitted on ``train``, on ``test``, averaged over people.
@@ -57,15 +59,15 @@ class DeIDProbe:
         """
         train, test = _some(train.people, TRAIN_ROWS, 0), _some(test.people, TEST_ROWS, 0)
         wanted, judged = self._targets(train), self._targets(test)
-        rows = torch.from_numpy(train.features)
+        rows = torch.from_numpy(train.features).to(self._device)
         mean, scale = rows.mean(0), (rows - rows.mean(0)).square().mean().sqrt().clamp(min=1e-12)
-        rows, asked = (rows - mean) / scale, (torch.from_numpy(test.features) - mean) / scale
+        rows, asked = (rows - mean) / scale, (torch.from_numpy(test.features).to(self._device) - mean) / scale
         with isolated_rng(seed):
-            network = DECODERS.get("light")((rows.shape[1],), 3, _HEIGHT, _WIDTH)
+            network = DECODERS.get("light")((rows.shape[1],), 3, _HEIGHT, _WIDTH).to(self._device)
             solver = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(solver, self._steps)
             for _ in range(self._steps):
-                chosen = torch.randint(len(rows), (min(_BATCH, len(rows)),))
+                chosen = torch.randint(len(rows), (min(_BATCH, len(rows)),)).to(self._device)
                 solver.zero_grad()
                 F.mse_loss(network(rows[chosen]), wanted[chosen].float() / 255).backward()
                 solver.step()
@@ -75,7 +77,7 @@ class DeIDProbe:
                 (network(part) - true.float() / 255).square().mean(dim=(1, 2, 3))
                 for part, true in zip(asked.split(_CHUNK), judged.split(_CHUNK), strict=True)
             ]
-        return mean_over_people(torch.cat(errors).double().numpy(), test.pids)[0]
+        return mean_over_people(torch.cat(errors).double().cpu().numpy(), test.pids)[0]
 
     def _targets(self, rows: LeakageSet) -> Tensor:
         """Return T(x), (n, 3, 64, 32), in 256 steps: a thousandth of the errors that are measured."""
@@ -83,7 +85,9 @@ class DeIDProbe:
             raise ValueError("the rows have no images: nothing says what to decode.")
         key = rows.images.fingerprint()
         if key not in self._known:
-            self._known[key] = torch.cat([self._made(rows.images, start) for start in range(0, len(rows), _CHUNK)])
+            self._known[key] = torch.cat([self._made(rows.images, start) for start in range(0, len(rows), _CHUNK)]).to(
+                self._device
+            )
         return self._known[key]
 
     def _made(self, images: RowImages, start: int) -> Tensor:

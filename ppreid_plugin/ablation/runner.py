@@ -20,6 +20,7 @@ from ..config import ConfigError, check_config
 from ..dp.gallery import DPGallery
 from ..features import probe_shapes
 from ..leakage import Judge
+from ..leakage.compute import compute_device
 from ..leakage.finished import FinishedRuns
 from ..registry import closest
 from ..report.record import environment, write_json
@@ -212,7 +213,7 @@ class Runner:
             extract(one.cfg, weights, record["fingerprint"], one.features, self.plan.measures.scored_on)
             figures = self._measure(one)
             one.measured.parent.mkdir(parents=True, exist_ok=True)
-            write_json({**figures, "environment": environment("cpu")}, one.measured)
+            write_json({**figures, "environment": environment(compute_device().type)}, one.measured)
 
     def _measure(self, one: Work) -> dict[str, Any]:
         measures, cfg = self.plan.measures, one.cfg

@@ -97,7 +97,7 @@ def _seeded(seed: list[int]) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             random.seed(drawn)
             np.random.seed(drawn)
-            torch.manual_seed(drawn)
+            torch.default_generator.manual_seed(drawn)
             yield
     finally:
         random.setstate(state)

@@ -20,6 +20,7 @@ from ..report.mechanism_flags import add_mechanism_flags, check_mechanism_flags,
 from ..report.record import environment, require_folder, write_json
 from .attack import ATTACKS
 from .battery import Leakage, Rows, measure_leakage
+from .compute import compute_device
 from .data import LeakageSet
 from .images import image_files
 from .inputs import Labeler, add_label_flags, load_set, read_truth_table
@@ -130,7 +131,7 @@ def leakage_command(argv: Sequence[str]) -> Leakage:
             **about,
             **described(options),
             "command": ["tools/measure_leakage.py", *argv],
-            "environment": environment("cpu"),
+            "environment": environment(compute_device().type),
         },
     )
     write_json(found.to_json(), out)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..components import isolated_rng
+from .compute import compute_device
 from .data import LeakageSet
 from .image_scores import in_chunks, ssim
 from .images import Pixels
@@ -62,11 +63,14 @@ class Inversion:
         """Return images (n, 3, 64, 32) in [0, 1]: values beyond are cut off, nothing is rescaled."""
         if self._model is None:
             return self.constant.expand(len(features), -1, -1, -1)
-        return in_chunks(self._model, torch.from_numpy(features)).clamp(0, 1)
+        model, device = self._model, next(self._model.buffers()).device
+        return in_chunks(lambda rows: model(rows.to(device)).clamp(0, 1).cpu(), torch.from_numpy(features))
 
 
 def fit_inversion(train: LeakageSet, *, steps: int = STEPS, seed: int = 0) -> Inversion:
     """Fit the models on most people of ``train``, and return the one that is best on the others.
+
+    They learn on a GPU where there is one; its rounding and its draws of dropout are not the CPU's.
 
     Args:
         train: rows with images; at most 20,000 of them are used, of people drawn whole.
@@ -77,10 +81,11 @@ def fit_inversion(train: LeakageSet, *, steps: int = STEPS, seed: int = 0) -> In
         ValueError: rows without images, or of one person only.
     """
     learned, held = split_people(train, seed)
-    pixels = _pixels(learned)
-    wanted = to_images(_pixels(held))
-    held_out = torch.from_numpy(held.features), wanted
-    mean = torch.from_numpy(pixels.mean(axis=0, dtype=np.float64) / 255).float().permute(2, 0, 1).contiguous()
+    device, loaded = compute_device(), _pixels(learned)
+    mean = torch.from_numpy(loaded.mean(axis=0, dtype=np.float64) / 255).float().permute(2, 0, 1).contiguous()
+    mean, pixels = mean.to(device), torch.from_numpy(loaded).to(device)
+    wanted = to_images(torch.from_numpy(_pixels(held)).to(device))
+    held_out = torch.from_numpy(held.features).to(device), wanted
     learned_constant = fit_constant(pixels, mean, steps=min(CONSTANT_STEPS, 10 * steps), seed=seed)
     constant = max((mean, learned_constant), key=lambda one: _constant_ssim(one, wanted))
     candidates: list[tuple[float, str, nn.Module | None]] = [(_constant_ssim(constant, wanted), "constant", None)]
@@ -93,15 +98,16 @@ def fit_inversion(train: LeakageSet, *, steps: int = STEPS, seed: int = 0) -> In
     candidates.append((reached, "ridge", linear))
     known = learned.clean if learned.clean is not None and learned.clean.shape == learned.features.shape else None
     with isolated_rng(seed):
-        decoder = InversionDecoder(linear)
+        decoder = InversionDecoder(linear).to(device)
     if known is not None and held.clean is not None:
         # the regression of protected rows shrinks as their noise asks for; the network learns what it can beside it
-        fit_decoder(decoder, lambda _: known, pixels, (torch.from_numpy(held.clean), wanted), steps=steps, seed=seed)
+        clean = torch.from_numpy(held.clean).to(device), wanted
+        fit_decoder(decoder, lambda _: known, pixels, clean, steps=steps, seed=seed)
         candidates.append((held_out_ssim(decoder, held_out), "decoder, clean rows", copy.deepcopy(decoder)))
     reached = fit_decoder(decoder, noised, pixels, held_out, steps=steps, seed=seed)
     candidates.append((reached, "decoder" if known is None else "decoder, clean rows first", decoder))
     best, name, model = max(candidates, key=lambda one: one[0])
-    return Inversion(name, best, mean, constant, model)
+    return Inversion(name, best, mean.cpu(), constant.cpu(), model)
 
 
 def split_people(train: LeakageSet, seed: int) -> tuple[LeakageSet, LeakageSet]:

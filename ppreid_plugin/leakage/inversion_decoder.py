@@ -33,12 +33,12 @@ HIDDEN, CHANNELS = 1024, (48, 32, 16)
 INPUT_NOISE, INPUT_DROPOUT, DROPOUT = 0.4, 0.1, 0.5  # noise in standard deviations: the decoder learns few people
 
 
-def to_images(pixels: Pixels) -> Tensor:
-    """Return pixels (n, H, W, 3) as images (n, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+def to_images(pixels: Pixels | Tensor) -> Tensor:
+    """Return pixels (n, H, W, 3) as images (n, 3, H, W) in [0, 1], on the pixels' device."""
+    return torch.as_tensor(pixels).permute(0, 3, 1, 2).float() / 255
 
 
-def fit_constant(pixels: Pixels, mean: Tensor, *, steps: int = CONSTANT_STEPS, seed: int = 0) -> Tensor:
+def fit_constant(pixels: Pixels | Tensor, mean: Tensor, *, steps: int = CONSTANT_STEPS, seed: int = 0) -> Tensor:
     """Return the one image, (3, 64, 32), that is nearest to all by SSIM and L1: what an attacker without features says.
 
     Args:
@@ -47,11 +47,16 @@ def fit_constant(pixels: Pixels, mean: Tensor, *, steps: int = CONSTANT_STEPS, s
         steps: batches.
         seed: of the batches.
     """
+    stored = torch.as_tensor(pixels, device=mean.device)
     constant = mean.clone().requires_grad_()
     solver = torch.optim.Adam([constant], lr=CONSTANT_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(solver, 1.0, 0.1, total_iters=steps)
     for chosen in itertools.islice(batches(len(pixels), seed, CONSTANT_BATCH), steps):
-        _step(solver, constant.expand(len(chosen), -1, -1, -1), to_images(pixels[chosen]))
+        _step(
+            solver,
+            constant.expand(len(chosen), -1, -1, -1),
+            to_images(stored[torch.from_numpy(chosen).to(mean.device)]),
+        )
         schedule.step()
     return constant.detach().clamp(0, 1)
 
@@ -84,7 +89,7 @@ class LinearInversion(nn.Module):
         return self.constant + (self.standardize(features) @ self.weight).view(-1, 3, HEIGHT, WIDTH)
 
 
-def fit_linear(draws: Iterator[Matrix], pixels: Pixels, constant: Tensor) -> Iterator[LinearInversion]:
+def fit_linear(draws: Iterator[Matrix], pixels: Pixels | Tensor, constant: Tensor) -> Iterator[LinearInversion]:
     """Yield ridge regressions from features to images, from weakly to strongly regularized.
 
     Args:
@@ -92,10 +97,11 @@ def fit_linear(draws: Iterator[Matrix], pixels: Pixels, constant: Tensor) -> Ite
         pixels: (n, 64, 32, 3).
         constant: image that the regression is around.
     """
-    mean, scale, total, count = torch.zeros(()), torch.ones(()), torch.zeros(()), 0
-    gram = torch.zeros((), dtype=torch.float64)
+    device, stored = constant.device, torch.as_tensor(pixels)
+    mean, scale, total = (value(()).to(device) for value in (torch.zeros, torch.ones, torch.zeros))
+    count, gram = 0, torch.zeros((), dtype=torch.float64, device=device)
     for features in draws:
-        rows = torch.from_numpy(features)
+        rows = torch.from_numpy(features).to(device)
         if not count:
             mean = rows.mean(0)
             scale = (rows - mean).square().mean().sqrt().clamp(min=1e-12)
@@ -104,9 +110,9 @@ def fit_linear(draws: Iterator[Matrix], pixels: Pixels, constant: Tensor) -> Ite
         total = total + inputs
         count += 1
     gram = gram / (count * len(pixels))
-    product = torch.zeros(total.shape[1], constant.numel(), dtype=torch.float64)
+    product = torch.zeros(total.shape[1], constant.numel(), dtype=torch.float64, device=device)
     for start in range(0, len(pixels), BATCH):
-        wanted = (to_images(pixels[start : start + BATCH]) - constant).flatten(1)
+        wanted = (to_images(stored[start : start + BATCH].to(device)) - constant).flatten(1)
         product += total[start : start + BATCH].T @ wanted / (count * len(pixels))
     values, vectors = torch.linalg.eigh(gram)
     turned = vectors.T @ product
@@ -157,7 +163,7 @@ class InversionDecoder(nn.Module):
 def fit_decoder(
     decoder: InversionDecoder,
     draw: Callable[[int], Matrix],
-    pixels: Pixels,
+    pixels: Pixels | Tensor,
     held_out: tuple[Tensor, Tensor],
     *,
     steps: int = STEPS,
@@ -166,27 +172,30 @@ def fit_decoder(
     """Train a decoder by AdamW on SSIM and L1; leave it as it was best on held-out people, and return their SSIM.
 
     Args:
-        decoder: it is changed.
+        decoder: it is changed; it learns on the device that it is on.
         draw: features (n, d) of the rows by epoch: fresh noise where there is any.
         pixels: (n, 64, 32, 3), of the same rows.
         held_out: features and images of people that are not among the rows, as they will be attacked.
         steps: batches.
         seed: of batches, dropout and noise.
     """
+    device = decoder.linear.constant.device
+    stored = torch.as_tensor(pixels, device=device)
     parameters = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
     solver = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(solver, LEARNING_RATE, total_steps=steps + 1, pct_start=0.15)
     best, state, since = held_out_ssim(decoder, held_out), copy.deepcopy(decoder.state_dict()), 0
     looks = {max(1, round(steps * check / CHECKS)) for check in range(1, CHECKS + 1)}
-    epoch, features, left = -1, torch.empty(0), 0
+    epoch, features, left = -1, torch.empty(0, device=device), 0
     with isolated_rng(seed):
         for step, chosen in enumerate(itertools.islice(batches(len(pixels), seed), steps), 1):
             if left == 0:
                 epoch, left = epoch + 1, max(1, len(pixels) // BATCH)
-                features = torch.from_numpy(draw(epoch))
+                features = torch.from_numpy(draw(epoch)).to(device)
             left -= 1
             decoder.train()
-            _step(solver, decoder(features[chosen]), to_images(pixels[chosen]))
+            places = torch.from_numpy(chosen).to(device)
+            _step(solver, decoder(features[places]), to_images(stored[places]))
             schedule.step()
             if step in looks:
                 reached = held_out_ssim(decoder, held_out)
@@ -200,7 +209,7 @@ def fit_decoder(
 
 
 def held_out_ssim(model: nn.Module, held_out: tuple[Tensor, Tensor]) -> float:
-    """Return the mean SSIM that a model reaches on features with images."""
+    """Return the mean SSIM that a model reaches on features with images, all on one device."""
     model.eval()
     return float(in_chunks(lambda rows, images: ssim(model(rows).clamp(0, 1), images), *held_out).mean())
 

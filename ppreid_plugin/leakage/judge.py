@@ -20,6 +20,7 @@ from ..registry import closest
 from ..retrieval.ranking import evaluate
 from ..toolbox import model_factory, models
 from ..zoo import resolve
+from .compute import compute_device
 from .images import RowImages
 from .inversion_decoder import to_images
 
@@ -28,7 +29,7 @@ _CHUNK = 64
 
 
 class Judge:
-    """A torchreid model with weights, which ranks real images for reconstructed ones.
+    """A torchreid model with weights, which ranks real images for reconstructed ones; on a GPU where there is one.
 
     Args:
         model: torchreid's name of it.
@@ -50,7 +51,8 @@ class Judge:
         with isolated_rng(0):
             self._network: Any = models.build_model(model, num_classes=1, pretrained=False)
         load_weights(self._network, path, model_name=model)
-        self._network.eval()
+        self._device = compute_device()
+        self._network.eval().to(self._device)
         self.model, self.fingerprint = model, model_fingerprint(path)
         self.height, self.width = height, width
         self._known: dict[str, npt.NDArray[np.float32]] = {}
@@ -91,13 +93,14 @@ class Judge:
         return evaluate(self.features(made), self.real_features(real), pids, pids, camids, camids, max_rank=1).rank1
 
     def _extract(self, images: Tensor) -> npt.NDArray[np.float32]:
-        mean, deviation = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, DEVIATION))
+        mean, deviation = (torch.tensor(value, device=self._device).view(3, 1, 1) for value in (MEAN, DEVIATION))
         size, found = (self.height, self.width), []
         with torch.no_grad():
             for part in images.split(_CHUNK):
+                part = part.to(self._device)
                 if part.shape[-2:] != size:
                     part = F.interpolate(part, size=size, mode="bilinear", align_corners=False, antialias=True)
-                found.append(self._network((part - mean) / deviation).float().numpy())
+                found.append(self._network((part - mean) / deviation).float().cpu().numpy())
         return np.concatenate(found)
 
     def _full_size(self, images: RowImages) -> Iterator[Tensor]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..components import isolated_rng
 from .scores import balanced_accuracy
 
 Matrix = npt.NDArray[np.float32]
@@ -172,8 +173,7 @@ def fit_mlp(rows: Matrix, targets: Targets, *, held_out: tuple[Matrix, Targets],
     labels, weights = _as_tensors(targets)
     solver = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     best, since = -1.0, 0
-    with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
-        torch.manual_seed(seed)
+    with isolated_rng(seed):  # dropout draws from the global generator
         for start, end in itertools.pairwise((0, *ROUNDS)):
             model.train()
             for _ in range(start, end):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..aware.contrastive import supervised_contrastive
+from ..components import isolated_rng
 from ..dp.arrays import directions, to_rows
 from ..dp.transforms import checked_pids, frozen, normalized
 from ..leakage.erasure import checked_concepts, checked_numbers
@@ -150,8 +151,7 @@ class SuppressorFit:
 
     def _trained(self, rows: Tensor, people: Tensor, labels: Tensor, values: Tensor) -> SuppressorNetwork:
         counts = [int(column.max()) + 1 for column in labels.T]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with isolated_rng(self.seed):
             network = SuppressorNetwork(rows.shape[1], self.hidden)
         generator = torch.Generator().manual_seed(self.seed)
         sums = rows.new_zeros(int(people.max()) + 1, rows.shape[1]).index_add(0, people, rows)

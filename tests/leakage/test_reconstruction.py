@@ -155,7 +155,7 @@ def test_held_out_people_are_never_trained_on(monkeypatch):
         original = getattr(inversion, name)
 
         def spy(*args, _name=name, _original=original, **kwargs):
-            pixels = next(one for one in args if isinstance(one, np.ndarray) and one.dtype == np.uint8)
+            pixels = next(one for one in args if getattr(one, "dtype", None) == torch.uint8)
             seen.setdefault(_name, set()).update(pixels[:, 0, 0, 0].tolist())
             return _original(*args, **kwargs)
 
@@ -325,3 +325,21 @@ def test_it_is_registered():
 def test_a_target_that_learns_first_is_refused():
     with pytest.raises(ValueError, match="deid_target is 'mean_image', which learns from training images first"):
         ReconstructionAttack(deid_target="mean_image")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("noised", [False, True], ids=["clean rows", "protected rows"])
+def test_a_gpu_inverts_as_well_as_the_cpu(monkeypatch, noised):
+    """Rounding and dropout differ, so figures are compared, not images; the ridge regression is exact on both."""
+    train = pictured(24)
+    if noised:
+        train = protect(train, DPGallery("gaussian", epsilon=200.0).fit(train.features), seed=1)
+    found = {}
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(inversion, "compute_device", lambda device=device: torch.device(device))
+        found[device] = fit_inversion(train, steps=60, seed=1)
+    assert found["cuda"].held_out == pytest.approx(found["cpu"].held_out, abs=0.02)
+    made = {device: one(train.features) for device, one in found.items()}
+    assert not made["cuda"].is_cuda
+    assert score_of(made["cuda"], train) == pytest.approx(score_of(made["cpu"], train), abs=0.02)
+    torch.testing.assert_close(found["cuda"].constant, found["cpu"].constant, atol=1e-3, rtol=0)
