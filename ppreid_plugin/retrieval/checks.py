@@ -128,7 +128,8 @@ def as_feature_pair(query_features: Features, gallery_features: Features) -> tup
 
 def require_finite(name: str, matrix: torch.Tensor, *, infinity_allowed: bool = False) -> None:
     """Raise ValueError if a row of ``matrix`` holds NaN (or infinity), naming how many rows and the first few."""
-    parts = matrix.split(max(1, _SUMMED // matrix.shape[1]))  # torch sums in float64 by way of a copy
+    at_once = len(matrix) if matrix.is_cuda else _SUMMED // matrix.shape[1]  # the CPU sums in float64 by way of a copy
+    parts = matrix.split(max(1, at_once))
     if all(math.isfinite(float(part.sum(dtype=torch.float64))) for part in parts):
         return  # the fast way out; it fails on NaN, infinity or overflow
     bad = torch.isnan(matrix).any(dim=1) if infinity_allowed else ~torch.isfinite(matrix).all(dim=1)

@@ -14,6 +14,7 @@ import torch
 from ppreid_plugin.retrieval.checks import IntArray
 
 _AT_ONCE = 2**20  # numbers
+_AT_ONCE_ON_DEVICE = 2**24  # fewer calls, each of which fills it
 _PROBED = 16  # columns, a cache line: of features that are no codewords next to no row repeats another's
 
 
@@ -34,13 +35,7 @@ class EqualRows:
     """
 
     def __init__(self, matrix: torch.Tensor) -> None:
-        _, kinds, counts = np.unique(
-            _checksums(matrix[:, :_PROBED], np.arange(len(matrix))), return_inverse=True, return_counts=True
-        )
-        repeated = np.flatnonzero(counts[kinds] > 1)
-        _, places, kinds = np.unique(_checksums(matrix, repeated), return_index=True, return_inverse=True)
-        first = np.arange(len(matrix))
-        first[repeated] = repeated[places[kinds]]
+        first = _first_alike_on_device(matrix) if matrix.is_cuda else _first_alike(matrix)
         later = np.flatnonzero(first != np.arange(len(matrix)))
         step = max(1, _AT_ONCE // matrix.shape[1])
         really = [  # two checksums may agree by chance
@@ -50,6 +45,8 @@ class EqualRows:
         self.later: IntArray = later[np.concatenate(really)] if really else later
         self.first: IntArray = first[self.later]
 
+        self._tensors: tuple[torch.Tensor, torch.Tensor] | None = None
+
     def tie(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
         """Give equal rows equal scores, in place: (q, n), returned."""
         step = max(1, _AT_ONCE // max(1, len(scores)))  # what is copied at a time stays small beside the scores
@@ -58,12 +55,55 @@ class EqualRows:
             scores[:, self.later[span]] = scores[:, self.first[span]]
         return scores
 
+    def tie_tensor(self, scores: torch.Tensor) -> torch.Tensor:
+        """Do what :meth:`tie` does to a tensor, on its device."""
+        if len(self.later) == 0:
+            return scores
+        if self._tensors is None:
+            self._tensors = (
+                torch.from_numpy(self.later).to(scores.device),
+                torch.from_numpy(self.first).to(scores.device),
+            )
+        step = max(1, _AT_ONCE_ON_DEVICE // max(1, len(scores)))
+        for later, first in zip(*(part.split(step) for part in self._tensors), strict=True):
+            scores[:, later] = scores[:, first]
+        return scores
+
+
+def _first_alike(matrix: torch.Tensor) -> IntArray:
+    """Return for each row the first one with its checksum, (n,)."""
+    first = np.arange(len(matrix))
+    _, kinds, counts = np.unique(_checksums(matrix[:, :_PROBED], first), return_inverse=True, return_counts=True)
+    repeated = np.flatnonzero(counts[kinds] > 1)
+    _, places, kinds = np.unique(_checksums(matrix, repeated), return_index=True, return_inverse=True)
+    first[repeated] = repeated[places[kinds]]
+    return first
+
+
+def _first_alike_on_device(matrix: torch.Tensor) -> IntArray:
+    """Do what :func:`_first_alike` does where the matrix is: one number comes back if no row begins as another does."""
+    every = torch.arange(len(matrix), device=matrix.device)
+    begun = torch.sort(_sums(matrix[:, :_PROBED])).values
+    if not bool((begun[1:] == begun[:-1]).any()):
+        return np.arange(len(matrix))
+    step = max(1, _AT_ONCE_ON_DEVICE // matrix.shape[1])
+    sums, order = torch.sort(torch.cat([_sums(part) for part in matrix.split(step)]), stable=True)
+    new = torch.ones(len(sums), dtype=torch.bool, device=matrix.device)
+    torch.ne(sums[1:], sums[:-1], out=new[1:])
+    start = torch.where(new, every, 0).cummax(0).values
+    first = torch.empty_like(order)
+    first[order] = order[start]
+    return first.cpu().numpy()
+
 
 def _checksums(matrix: torch.Tensor, rows: IntArray) -> IntArray:
     """Return a number for each of these rows, (k,), that is the same for equal rows, and hardly ever for others."""
-    words = torch.int32 if matrix.element_size() == 4 else torch.int64
-    odd = np.random.default_rng(0).integers(2**62, size=matrix.shape[1]) * 2 + 1
-    weights = torch.from_numpy(odd).to(matrix.device)
     parts = torch.from_numpy(rows).to(matrix.device).split(max(1, _AT_ONCE // max(1, matrix.shape[1])))
-    sums = [(matrix[part].view(words).long() * weights).sum(dim=1) for part in parts]
+    sums = [_sums(matrix[part]) for part in parts]
     return torch.cat(sums).cpu().numpy() if sums else rows
+
+
+def _sums(rows: torch.Tensor) -> torch.Tensor:
+    words = torch.int32 if rows.element_size() == 4 else torch.int64
+    odd = np.random.default_rng(0).integers(2**62, size=rows.shape[1]) * 2 + 1
+    return (rows.view(words).long() * torch.from_numpy(odd).to(rows.device)).sum(dim=1)

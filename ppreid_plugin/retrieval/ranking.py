@@ -1,7 +1,8 @@
 """Exact CMC, mAP and mINP of the anonymous protocol: every gallery row is an image of its own.
 
 The figures are those of torchreid's ``evaluate_rank`` (which reports no mINP); the way is another one. The gallery
-is not sorted: one matrix product in chunks of queries, and one comparison pass a positive (:mod:`.counting`).
+is not sorted: one matrix product in chunks of queries, and one comparison pass a positive (:mod:`.counting`, on a GPU
+:mod:`.device_ranking`).
 
 Sources: CMC, mAP and the same-camera rule: Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015.
 mINP: Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", arXiv 2001.04193.
@@ -28,12 +29,15 @@ from ppreid_plugin.retrieval.checks import (
     require_finite,
 )
 from ppreid_plugin.retrieval.counting import Matches, positive_ranks
+from ppreid_plugin.retrieval.device_ranking import Count, DeviceMatches, device_count, device_figures, device_labels
 from ppreid_plugin.retrieval.distances import METRICS, FeatureDistances
 from ppreid_plugin.retrieval.reranking import KReciprocal, re_ranked_chunks
-from ppreid_plugin.retrieval.scoring import queries_per_chunk, score_chunks
+from ppreid_plugin.retrieval.scoring import device_score_chunks, queries_per_chunk, score_chunks
 from ppreid_plugin.retrieval.single_shot import SingleShot
 
 PROTOCOLS = ("market1501", "cuhk03", "all")
+
+_LABELS = ("query_pids", "gallery_pids", "query_camids", "gallery_camids")
 
 
 class NoMatchError(ValueError):
@@ -98,7 +102,8 @@ def evaluate(
 
     Args:
         query_features: numpy array or torch tensor of any float type. The product runs on its device, in float64 if
-            either matrix is float64 and in float32 otherwise; the counts run on the CPU.
+            either matrix is float64 and in float32 otherwise. The counts run there too if that is a GPU and Triton can
+            be imported (but for ``cuhk03`` and ``rerank``), else on the CPU.
         gallery_features: the same for the gallery.
         query_pids: whole numbers, one a query.
         gallery_pids: whole numbers, one a gallery row.
@@ -111,6 +116,7 @@ def evaluate(
         max_rank: length of the CMC curve.
         memory_mb: MiB for one chunk of scores (at least one query's); beside it, a copy of the features is held, of a
             gallery up to 128 MiB. None: 64, or what 128 queries take, up to 256; fewer queries at once are slower.
+            Where the counts run on a GPU: None is 1,024, and a gallery up to this limit is copied.
         rerank: rank by k-reciprocal re-ranked distances (:func:`.re_rank`), which are not held either.
     Shape:
         features: (num_query, d) and (num_gallery, d). Labels: (num_query,) and (num_gallery,).
@@ -128,7 +134,12 @@ def evaluate(
     choice("metric", metric, METRICS)
     query, gallery = as_feature_pair(query_features, gallery_features)
     max_rank = curve_length("max_rank", max_rank)
-    matches = _matches(query_pids, gallery_pids, query_camids, gallery_camids, (len(query), len(gallery)), protocol)
+    labels, shape = (query_pids, gallery_pids, query_camids, gallery_camids), (len(query), len(gallery))
+    if rerank is None and (count := _device_count(query, protocol)) is not None:
+        matches_there = _device_matches(labels, shape, protocol, query.device)
+        chunks_there = device_score_chunks(query, gallery, metric, memory_mb)
+        return _summarize_on_device(chunks_there, matches_there, len(query), protocol, max_rank, count)
+    matches = _matches(labels, shape, protocol)
     step = queries_per_chunk(memory_mb, query, len(gallery))
     if rerank is not None:
         if not isinstance(rerank, KReciprocal):
@@ -169,28 +180,59 @@ def evaluate_distances(
     """
     matrix = as_matrix("distances", distances)
     max_rank = curve_length("max_rank", max_rank)
-    matches = _matches(query_pids, gallery_pids, query_camids, gallery_camids, tuple(matrix.shape), protocol)
+    labels = (query_pids, gallery_pids, query_camids, gallery_camids)
+    if (count := _device_count(matrix, protocol)) is not None:
+        matches_there = _device_matches(labels, matrix.shape, protocol, matrix.device)
+        require_finite("distances", matrix, infinity_allowed=True)
+        step = queries_per_chunk(memory_mb, matrix, matrix.shape[1], on_device=True)
+        out = torch.empty_like(matrix[:step])
+        chunks_there = (
+            (i, torch.neg(matrix[i : i + step], out=out[: len(matrix) - i])) for i in range(0, len(matrix), step)
+        )
+        return _summarize_on_device(chunks_there, matches_there, len(matrix), protocol, max_rank, count)
+    matches = _matches(labels, matrix.shape, protocol)
     require_finite("distances", matrix, infinity_allowed=True)
     step = queries_per_chunk(memory_mb, matrix, matrix.shape[1])
     chunks = ((i, torch.neg(matrix[i : i + step]).cpu().numpy()) for i in range(0, len(matrix), step))
     return _summarize(chunks, matches, protocol, max_rank)
 
 
-def _matches(
-    query_pids: Labels,
-    gallery_pids: Labels,
-    query_camids: Labels,
-    gallery_camids: Labels,
-    shape: tuple[int, ...],
+def _matches(labels: tuple[Labels, ...], shape: tuple[int, ...], protocol: str) -> Matches:
+    query_pids, gallery_pids, query_camids, gallery_camids = map(as_labels, _LABELS, labels, (*shape, *shape))
+    exclude = choice("protocol", protocol, PROTOCOLS) != "all"
+    return Matches(query_pids, gallery_pids, query_camids, gallery_camids, exclude_same_camera=exclude)
+
+
+def _device_count(scores: torch.Tensor, protocol: str) -> Count | None:
+    """Return what counts on the device of scores like these; None: they are counted on the CPU."""
+    return None if protocol == "cuhk03" else device_count(scores.device, scores.dtype)
+
+
+def _device_matches(
+    labels: tuple[Labels, ...], shape: tuple[int, ...], protocol: str, device: torch.device
+) -> DeviceMatches:
+    there = device_labels(_LABELS, labels, (*shape, *shape), device)
+    return DeviceMatches(there, exclude_same_camera=choice("protocol", protocol, PROTOCOLS) != "all")
+
+
+def _summarize_on_device(
+    chunks: Iterator[tuple[int, torch.Tensor]],
+    matches: DeviceMatches,
+    num_query: int,
     protocol: str,
-) -> Matches:
-    return Matches(
-        as_labels("query_pids", query_pids, shape[0]),
-        as_labels("gallery_pids", gallery_pids, shape[1]),
-        as_labels("query_camids", query_camids, shape[0]),
-        as_labels("gallery_camids", gallery_camids, shape[1]),
-        exclude_same_camera=choice("protocol", protocol, PROTOCOLS) != "all",
-    )
+    max_rank: int,
+    count: Count,
+) -> RankingResult:
+    sums = device_figures(chunks, matches, num_query, max_rank, count)
+    if not sums.valid:
+        raise _no_match(matches.any_shared_pid, protocol)
+    cmc = sums.hits / sums.valid
+    cmc.flags.writeable = False
+    return RankingResult(cmc, sums.precision / sums.valid, sums.inverse_penalty / sums.valid, sums.valid)
+
+
+def _no_match(any_shared_pid: bool, protocol: str) -> NoMatchError:
+    return NoMatchError(no_match_message(any_shared_pid, f"protocol={protocol!r}", "protocol='all'"))
 
 
 def _summarize(
@@ -199,7 +241,7 @@ def _summarize(
     single_shot = SingleShot(matches.gallery_pids, max_rank) if protocol == "cuhk03" else None
     per_query = list(positive_ranks(chunks, matches, also=None if single_shot is None else single_shot.add))
     if not per_query:
-        raise NoMatchError(no_match_message(matches.any_shared_pid, f"protocol={protocol!r}", "protocol='all'"))
+        raise _no_match(matches.any_shared_pid, protocol)
     counts = np.array([len(ranks) for ranks in per_query])
     ends = np.cumsum(counts)
     starts = ends - counts

@@ -25,23 +25,29 @@ _COPIED = 128 * 2**20  # bytes of a gallery that is copied
 _QUERIES = 128  # a product of fewer rows packs the gallery for longer than it multiplies
 _BLOCK = 2**18  # gallery rows a product: few queries with more took 1.3 times as long (measured, two cores)
 _LEAST_MB, _MOST_MB = 64.0, 256.0
+_DEVICE_MB = 1024.0  # on a GPU that counts as well: few chunks, each of which fills it
+_DEVICE_TILE = 256  # queries; a product on a GPU has tiles, and a part of one takes as long as a whole one
 
 
-def queries_per_chunk(memory_mb: float | None, matrix: torch.Tensor, num_gallery: int) -> int:
+def queries_per_chunk(
+    memory_mb: float | None, matrix: torch.Tensor, num_gallery: int, *, on_device: bool = False
+) -> int:
     """Return how many rows of scores fit into ``memory_mb`` MiB, at least one.
 
     Args:
-        memory_mb: None: 64, or what 128 queries take, up to 256.
+        memory_mb: None: 64, or what 128 queries take, up to 256; on the device 1,024.
         matrix: whose rows are the queries, and whose type the scores have.
         num_gallery: scores a query.
+        on_device: whether scores are counted where they are made, a GPU: then in multiples of 256 queries.
 
     Raises:
         ValueError: no number > 0.
     """
     row = num_gallery * matrix.element_size()
     if memory_mb is None:
-        memory_mb = min(max(_LEAST_MB, _QUERIES * row / 2**20), _MOST_MB)
-    return int(min(len(matrix), max(1, positive_mebibytes("memory_mb", memory_mb) * 2**20 // row)))
+        memory_mb = _DEVICE_MB if on_device else min(max(_LEAST_MB, _QUERIES * row / 2**20), _MOST_MB)
+    step = int(min(len(matrix), max(1, positive_mebibytes("memory_mb", memory_mb) * 2**20 // row)))
+    return step - step % _DEVICE_TILE if on_device and _DEVICE_TILE < step < len(matrix) else step
 
 
 def score_chunks(query: torch.Tensor, gallery: torch.Tensor, metric: str, step: int) -> Chunks:
@@ -55,7 +61,30 @@ def score_chunks(query: torch.Tensor, gallery: torch.Tensor, metric: str, step: 
         step: queries a chunk.
     """
     equal = EqualRows(gallery)
-    finish = _finisher(gallery, query, metric) if gallery.numel() * gallery.element_size() > _COPIED else None
+    for start, scores in _products(query, gallery, metric, step, _COPIED, _BLOCK):
+        yield start, equal.tie(scores.cpu().numpy())
+
+
+def device_score_chunks(
+    query: torch.Tensor, gallery: torch.Tensor, metric: str, memory_mb: float | None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield what :func:`score_chunks` does as tensors where the features are; a chunk takes the place of the last one.
+
+    A gallery is copied that takes no more than a chunk of scores may: on a GPU a pass over the scores costs more than
+    one over the features.
+    """
+    step = queries_per_chunk(memory_mb, query, len(gallery), on_device=True)
+    equal = EqualRows(gallery)
+    copied = max(_COPIED, int((memory_mb or _DEVICE_MB) * 2**20))
+    for start, scores in _products(query, gallery, metric, step, copied, len(gallery)):
+        yield start, equal.tie_tensor(scores)
+
+
+def _products(
+    query: torch.Tensor, gallery: torch.Tensor, metric: str, step: int, copied: int, block: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield scores that do not tie yet; galleries up to ``copied`` bytes are copied, ``block`` rows are multiplied."""
+    finish = _finisher(gallery, query, metric) if gallery.numel() * gallery.element_size() > copied else None
     if finish is not None:
         query = normalize_rows(query) if metric == "cosine" else query
     elif metric == "cosine":
@@ -66,9 +95,9 @@ def score_chunks(query: torch.Tensor, gallery: torch.Tensor, metric: str, step: 
     for start in range(0, len(query), step):
         rows = query[start : start + step]
         scores = out[: len(rows)]
-        for block in range(0, len(gallery), _BLOCK):
-            torch.mm(rows, gallery[block : block + _BLOCK].T, out=scores[:, block : block + _BLOCK])
-        yield start, equal.tie((scores if finish is None else finish(scores)).cpu().numpy())
+        for first in range(0, len(gallery), block):
+            torch.mm(rows, gallery[first : first + block].T, out=scores[:, first : first + block])
+        yield start, scores if finish is None else finish(scores)
 
 
 def _finisher(gallery: torch.Tensor, query: torch.Tensor, metric: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
