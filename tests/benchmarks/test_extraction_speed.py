@@ -144,8 +144,8 @@ def test_extraction_speed_on_a_gpu(build_engine, benchmark, model):
     benchmark.extra_info.update({"model": model, "ratio, median of pairs": ratio, "images a second": rates})
     print(
         f"\n{model}, batches of {len(batches[0]['img'])} in memory, {torch.cuda.get_device_name()}: "
-        f"{rates['ours']:.0f} images a second, torchreid {rates['torchreid']:.0f}: {ratio:.2f} times as many ({min(ratios):.2f} to "
-        f"{max(ratios):.2f}); smallest cosine {cosine:.6f}"
+        f"{rates['ours']:.0f} images a second, torchreid {rates['torchreid']:.0f}: {ratio:.2f} times as many "
+        f"({min(ratios):.2f} to {max(ratios):.2f}); smallest cosine {cosine:.6f}"
     )
     assert cosine >= 0.999  # float16
     assert ratio > 0.9

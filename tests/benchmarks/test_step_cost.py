@@ -89,7 +89,8 @@ def test_step_cost_on_a_gpu(make_engine, benchmark, model, amp):
     benchmark.extra_info.update({"private / plain, median of pairs": ratio, "memory": memory})
     print(
         f"\n{model}, {'amp' if amp else 'float32'}, {torch.cuda.get_device_name()}: a private step costs {ratio:.3f} "
-        f"of a plain one, which takes {1000 * plain:.1f} ms; memory {memory:.3f} times of {peaks['plain'] / 2**20:.0f} MiB"
+        f"of a plain one, which takes {1000 * plain:.1f} ms; memory {memory:.3f} times of "
+        f"{peaks['plain'] / 2**20:.0f} MiB"
     )
     assert memory < 1.1
     assert ratio < 3  # goal: 1.15, which small models miss: their steps are launches of kernels, not arithmetic
