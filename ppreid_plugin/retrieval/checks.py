@@ -107,8 +107,12 @@ def _array(name: str, values: Any) -> np.ndarray:
     return array
 
 
-def as_feature_pair(query_features: Features, gallery_features: Features) -> tuple[torch.Tensor, torch.Tensor]:
+def as_feature_pair(
+    query_features: Features, gallery_features: Features, *, finite: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return both feature matrices in one dtype (float64 if either is) on the queries' device, all finite.
+
+    Without ``finite`` that is still to be checked.
 
     Raises:
         ValueError: as :func:`as_matrix`; lengths of the rows that differ; NaN or infinity (rows are named).
@@ -120,10 +124,16 @@ def as_feature_pair(query_features: Features, gallery_features: Features) -> tup
             f"query_features have {query.shape[1]} columns and gallery_features {gallery.shape[1]}, must be equal. "
             "Extract both with one model and put both through the same transform."
         )
-    require_finite("query_features", query)
-    require_finite("gallery_features", gallery)
+    if finite:
+        require_finite_pair(query, gallery)
     dtype = torch.promote_types(query.dtype, gallery.dtype)
     return query.to(dtype), gallery.to(device=query.device, dtype=dtype)
+
+
+def require_finite_pair(query: torch.Tensor, gallery: torch.Tensor) -> None:
+    """Raise ValueError as :func:`require_finite` of the features of queries and gallery."""
+    require_finite("query_features", query)
+    require_finite("gallery_features", gallery)
 
 
 def require_finite(name: str, matrix: torch.Tensor, *, infinity_allowed: bool = False) -> None:

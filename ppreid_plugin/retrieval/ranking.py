@@ -27,12 +27,13 @@ from ppreid_plugin.retrieval.checks import (
     choice,
     curve_length,
     require_finite,
+    require_finite_pair,
 )
 from ppreid_plugin.retrieval.counting import Matches, positive_ranks
 from ppreid_plugin.retrieval.device_ranking import Count, DeviceMatches, device_count, device_figures, device_labels
 from ppreid_plugin.retrieval.distances import METRICS, FeatureDistances
 from ppreid_plugin.retrieval.reranking import KReciprocal, re_ranked_chunks
-from ppreid_plugin.retrieval.scoring import device_score_chunks, queries_per_chunk, score_chunks
+from ppreid_plugin.retrieval.scoring import DeviceScores, queries_per_chunk, score_chunks
 from ppreid_plugin.retrieval.single_shot import SingleShot
 
 PROTOCOLS = ("market1501", "cuhk03", "all")
@@ -132,13 +133,16 @@ def evaluate(
         (1.0, 1.0, 2)
     """
     choice("metric", metric, METRICS)
-    query, gallery = as_feature_pair(query_features, gallery_features)
+    query, gallery = as_feature_pair(query_features, gallery_features, finite=False)
     max_rank = curve_length("max_rank", max_rank)
     labels, shape = (query_pids, gallery_pids, query_camids, gallery_camids), (len(query), len(gallery))
     if rerank is None and (count := _device_count(query, protocol)) is not None:
-        matches_there = _device_matches(labels, shape, protocol, query.device)
-        chunks_there = device_score_chunks(query, gallery, metric, memory_mb)
-        return _summarize_on_device(chunks_there, matches_there, len(query), protocol, max_rank, count)
+        scores = DeviceScores(query, gallery, metric, memory_mb)
+        with scores.meanwhile():
+            scores.check()
+            matches_there = _device_matches(labels, shape, protocol, query.device)
+        return _summarize_on_device(scores.chunks(), matches_there, len(query), protocol, max_rank, count)
+    require_finite_pair(query, gallery)
     matches = _matches(labels, shape, protocol)
     step = queries_per_chunk(memory_mb, query, len(gallery))
     if rerank is not None:

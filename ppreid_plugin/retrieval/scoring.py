@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ppreid_plugin.retrieval.checks import positive_mebibytes
+from ppreid_plugin.retrieval.checks import positive_mebibytes, require_finite_pair
 from ppreid_plugin.retrieval.distances import normalize_rows
 from ppreid_plugin.retrieval.equal_rows import EqualRows
 
@@ -65,32 +67,75 @@ def score_chunks(query: torch.Tensor, gallery: torch.Tensor, metric: str, step: 
         yield start, equal.tie(scores.cpu().numpy())
 
 
-def device_score_chunks(
-    query: torch.Tensor, gallery: torch.Tensor, metric: str, memory_mb: float | None
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield what :func:`score_chunks` does as tensors where the features are; a chunk takes the place of the last one.
+class DeviceScores:
+    """What :func:`score_chunks` yields as tensors where the features are, a GPU, which multiplies while it is checked.
 
     A gallery is copied that takes no more than a chunk of scores may: on a GPU a pass over the scores costs more than
-    one over the features.
+    one over the features. The first product is begun as if all norms were ordinary, and made again if they are not.
+
+    Args:
+        query, gallery, metric: as in :func:`score_chunks`, but that they are finite has yet to be checked.
+        memory_mb: MiB of a chunk; None: 1,024.
+
+    Raises:
+        ValueError: ``memory_mb`` is no number > 0.
     """
-    step = queries_per_chunk(memory_mb, query, len(gallery), on_device=True)
-    equal = EqualRows(gallery)
-    copied = max(_COPIED, int((memory_mb or _DEVICE_MB) * 2**20))
-    for start, scores in _products(query, gallery, metric, step, copied, len(gallery)):
-        yield start, equal.tie_tensor(scores)
+
+    def __init__(self, query: torch.Tensor, gallery: torch.Tensor, metric: str, memory_mb: float | None) -> None:
+        step = queries_per_chunk(memory_mb, query, len(gallery), on_device=True)
+        copied = max(_COPIED, int((memory_mb or _DEVICE_MB) * 2**20))
+        self._arguments = query, gallery, metric, step, copied, len(gallery)
+        self._side = torch.cuda.Stream(query.device, priority=-1) if query.is_cuda else None
+        if self._side is not None:
+            self._side.wait_stream(torch.cuda.current_stream(query.device))
+        self._chunks = _products(*self._arguments, ordinary=True)
+        self._begun: tuple[int, torch.Tensor] | None = next(self._chunks)
+
+    @contextmanager
+    def meanwhile(self) -> Iterator[None]:
+        """Let what is done inside the block not wait for the product; it is done when the block ends."""
+        if self._side is None:
+            yield
+            return
+        with torch.cuda.stream(self._side):
+            yield
+        torch.cuda.current_stream(self._side.device).wait_stream(self._side)
+
+    def check(self) -> None:
+        """Find rows that are equal and norms that are no ordinary ones; before :meth:`chunks`.
+
+        Raises:
+            ValueError: features that are not finite.
+        """
+        query, gallery, metric = self._arguments[:3]
+        require_finite_pair(query, gallery)
+        self._equal = EqualRows(gallery)
+        if not _ordinary(query, gallery, metric):
+            self._chunks = _products(*self._arguments)
+            self._begun = None
+
+    def chunks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield the number of the first query and scores (queries, num_gallery), which the next take the place of."""
+        every = self._chunks if self._begun is None else chain([self._begun], self._chunks)
+        for start, scores in every:
+            yield start, self._equal.tie_tensor(scores)
 
 
 def _products(
-    query: torch.Tensor, gallery: torch.Tensor, metric: str, step: int, copied: int, block: int
+    query: torch.Tensor, gallery: torch.Tensor, metric: str, step: int, copied: int, block: int, ordinary: bool = False
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield scores that do not tie yet; galleries up to ``copied`` bytes are copied, ``block`` rows are multiplied."""
-    finish = _finisher(gallery, query, metric) if gallery.numel() * gallery.element_size() > copied else None
+    """Yield scores that do not tie yet; galleries up to ``copied`` bytes are copied, ``block`` rows are multiplied.
+
+    ``ordinary``: nothing but that is to be made of features that are not (:func:`_ordinary`), and not looked at.
+    """
+    large = gallery.numel() * gallery.element_size() > copied
+    finish = _finisher(gallery, query, metric, ordinary) if large else None
     if finish is not None:
-        query = normalize_rows(query) if metric == "cosine" else query
+        query = _unit(query, ordinary) if metric == "cosine" else query
     elif metric == "cosine":
-        query, gallery = normalize_rows(query), normalize_rows(gallery)
+        query, gallery = _unit(query, ordinary), _unit(gallery, ordinary)
     else:
-        query, gallery = _lift(query, gallery)
+        query, gallery = _lift(query, gallery, ordinary)
     out = torch.empty(min(step, len(query)), len(gallery), dtype=query.dtype, device=query.device)
     for start in range(0, len(query), step):
         rows = query[start : start + step]
@@ -100,22 +145,36 @@ def _products(
         yield start, scores if finish is None else finish(scores)
 
 
-def _finisher(gallery: torch.Tensor, query: torch.Tensor, metric: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def _ordinary(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> bool:
+    """Whether norms or numbers are such that squares stay within float32."""
+    if metric != "cosine":
+        return 1e-9 < _largest(query, gallery) < 1e9
+    norms = torch.cat([torch.linalg.vector_norm(rows, dim=1) for rows in (query, gallery)])
+    return bool(((norms > 1e-15) & (norms < 1e15)).all())
+
+
+def _unit(rows: torch.Tensor, ordinary: bool) -> torch.Tensor:
+    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True) if ordinary else normalize_rows(rows)
+
+
+def _finisher(
+    gallery: torch.Tensor, query: torch.Tensor, metric: str, ordinary: bool
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """Return what makes scores of products with the gallery as it is; None where squares may leave float32."""
     norms = torch.linalg.vector_norm(gallery, dim=1)
     if metric == "cosine":
-        if not bool(((norms > 1e-15) & (norms < 1e15)).all()):
+        if not ordinary and not bool(((norms > 1e-15) & (norms < 1e15)).all()):
             return None
         return lambda products: products.div_(norms)
-    if not 1e-9 < _largest(query, gallery) < 1e9:
+    if not ordinary and not 1e-9 < _largest(query, gallery) < 1e9:
         return None
     half_squares = norms.square().div_(2)
     return lambda products: products.sub_(half_squares)
 
 
-def _lift(query: torch.Tensor, gallery: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _lift(query: torch.Tensor, gallery: torch.Tensor, ordinary: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Append a column so that the product orders by distance: q.g - |g|²/2 = (|q|² - |q - g|²) / 2."""
-    largest = _largest(query, gallery)
+    largest = 1.0 if ordinary else _largest(query, gallery)
     if not 1e-9 < largest < 1e9:  # outside, squares may leave float32; a power of two changes no order and no digit
         scale = math.ldexp(1.0, min(1000, -math.frexp(largest)[1]))
         query, gallery = (rows.double().mul(scale).to(rows.dtype) for rows in (query, gallery))

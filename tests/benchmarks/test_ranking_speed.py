@@ -138,7 +138,7 @@ def test_re_ranking_beside_torchreid():
     assert ratio > 2
 
 
-# A GPU beside its own product. Of the small size, a millisecond of product, the start of a hundred kernels is a good part.
+# A GPU beside its own product. Beside a small one the starts of a hundred kernels are much.
 TIMES_THE_PRODUCT_ON_A_GPU = {15_913: 3.0, 515_913: 1.3}
 
 

@@ -63,6 +63,22 @@ def test_figures_are_those_of_the_cpu(monkeypatch, metric, protocol, memory_mb, 
     assert_same(evaluate(*case, metric=metric, protocol=protocol, memory_mb=memory_mb), expected)
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
+def test_the_product_is_made_again_where_norms_are_odd(on_device, metric, scale):
+    case = random_case(4)
+    scaled = tuple((part.astype(np.float64) * scale).astype(np.float32) for part in case[:2])
+    assert evaluate(*scaled, *case[2:], metric=metric).mAP == pytest.approx(evaluate(*case, metric=metric).mAP)
+
+
+def test_features_that_are_not_finite_are_named(on_device):
+    case = random_case(6)
+    case[1][7, 3] = np.nan
+    for metric in ("cosine", "euclidean"):
+        with pytest.raises(ValueError, match=r"gallery_features rows 7 \(1 of 200\)"):
+            evaluate(*case, metric=metric)
+
+
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), levels=st.integers(1, 4), max_rank=st.integers(1, 30), wide=st.booleans())
 def test_ties_junk_and_queries_without_a_match(data, levels, max_rank, wide):
@@ -231,7 +247,9 @@ def test_cuda_rows_that_are_equal_tie():
     query = base[rng.integers(0, 300, 77)] + 0.3 * torch.randn(77, 512)
     for metric in ("cosine", "euclidean"):
         for memory_mb in (None, 0.1):
-            for _, scores in scoring.device_score_chunks(query.cuda(), base[which].cuda(), metric, memory_mb):
+            made = scoring.DeviceScores(query.cuda(), base[which].cuda(), metric, memory_mb)
+            made.check()
+            for _, scores in made.chunks():
                 first = torch.from_numpy(np.unique(which, return_index=True)[1][which]).cuda()
                 assert torch.equal(scores, scores[:, first])
 
