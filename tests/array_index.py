@@ -1,21 +1,24 @@
 """An index of rows from arrays, past the release that a real one is built from: for tests and timings of backends."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from ppreid_plugin.dp.stored import MANIFEST
 from ppreid_plugin.search import INDEXES
 from ppreid_plugin.search.index import PUBLIC
 from ppreid_plugin.search.record import IndexRecord, sealed
 from ppreid_plugin.search.source import RowBatch, RowSource
 from ppreid_plugin.search.symbols import SymbolTable
 
+MANIFEST_BYTES = b"{}\n"
 RELEASE = {
     "release": "arrays", "epsilon": 1.0, "delta": 0.0, "unit": "image", "adjacency": "replace", "protocol": "enrolled",
     "mechanism": {"mechanism": "none"}, "transform": {"transform": "none"}, "model": "none", "person_level": None,
     "ledger": {"scope": "none", "budget": None, "reservation": None, "ledger_seq": None, "ledger_head": None},
-    "manifest_sha256": 64 * "0",
+    "manifest_sha256": hashlib.sha256(MANIFEST_BYTES).hexdigest(),
 }  # fmt: skip
 
 
@@ -53,7 +56,8 @@ def index_of(folder, source, backend="exact", *, batch=64, background=(0,), **op
         writer.write(start, rows)
         start += len(rows)
     save_file({name: np.array(a, order="C") for name, a in source.arrays.items()}, generation / PUBLIC)
-    files = {**writer.finish(), PUBLIC: True}
+    (generation / MANIFEST).write_bytes(MANIFEST_BYTES)
+    files = {**writer.finish(), PUBLIC: True, MANIFEST: True}
     writer.publish()
     labels = tuple(name for name in ("pids", "camids") if getattr(source, f"has_{name}"))
     record = IndexRecord(

@@ -19,7 +19,7 @@ from ppreid_plugin.registry import check_arguments
 from ppreid_plugin.search.columns import open_columns, save_column
 from ppreid_plugin.search.hits import Hits, best
 from ppreid_plugin.search.index import IndexWriter, register_index
-from ppreid_plugin.search.record import IndexRecord
+from ppreid_plugin.search.record import IndexRecord, require_hashes
 from ppreid_plugin.search.source import RowSource
 from ppreid_plugin.search.storage import STORAGES, CodeRows, build_storage
 from ppreid_plugin.search.stored_rows import StoredRowsIndex, StoredRowsWriter
@@ -27,6 +27,8 @@ from ppreid_plugin.search.symbols import best_rows, postings
 
 BLOCK_BYTES = 2**22  # of rows widened to float32, which stay in the processor's cache: 2,048 rows of 512
 QUERIES_AT_ONCE = 256
+
+_LISTS = ("symbol_rows.npy", "symbol_starts.npy")  # of codes
 
 Found = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
 
@@ -43,7 +45,7 @@ class ExactWriter(StoredRowsWriter):
             rows, starts = postings(table.unpacked(stored), table.size)
             save_column(self.folder, "symbol_rows", rows.astype(_number_type(self.rows)))
             save_column(self.folder, "symbol_starts", starts.astype("<i8"))
-            files |= {"symbol_rows.npy": True, "symbol_starts.npy": True}
+            files |= dict.fromkeys(_LISTS, True)
         return files
 
 
@@ -62,6 +64,7 @@ class ExactIndex(StoredRowsIndex):
         super().__init__(folder, record)
         self._lists: dict[str, np.ndarray] = {}
         if isinstance(self.storage, CodeRows):
+            require_hashes(folder, record, _LISTS)
             rows = open_columns(self.generation, {"symbol_rows": (_number_type(len(self)), ())}, len(self))
             starts = open_columns(self.generation, {"symbol_starts": ("<i8", ())}, self.storage.table.size + 1)
             self._lists = {**rows, **starts}

@@ -27,7 +27,7 @@ from ppreid_plugin.retrieval.checks import choice
 from ppreid_plugin.search.columns import open_columns
 from ppreid_plugin.search.hits import Hits
 from ppreid_plugin.search.index import IndexWriter, register_index
-from ppreid_plugin.search.record import IndexRecord
+from ppreid_plugin.search.record import IndexRecord, require_hashes
 from ppreid_plugin.search.record_shape import misfit, whole
 from ppreid_plugin.search.room import room_for
 from ppreid_plugin.search.source import RowSource
@@ -183,6 +183,7 @@ class FaissIndex(StoredRowsIndex):
                 flat.add(rows)
         if self._kind == "flat":
             return flat
+        require_hashes(self.folder, self.record, [GRAPH])
         path = self.generation / GRAPH
         try:
             graph = faiss.read_index(str(path), faiss.IO_FLAG_SKIP_STORAGE if self._kind == "hnsw" else 0)

@@ -15,12 +15,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ppreid_plugin.dp.protected import unit_rows
+from ppreid_plugin.dp.stored import MANIFEST
 from ppreid_plugin.dp.transforms import PublicTransform, transform_from_state
 from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.registry import Registry
 from ppreid_plugin.retrieval.checks import Features, as_matrix, require_finite
 from ppreid_plugin.search.hits import Hits
-from ppreid_plugin.search.record import IndexRecord, check_hashes, check_sizes, damaged, read_record
+from ppreid_plugin.search.record import IndexRecord, check_hashes, check_sizes, damaged, read_record, require_hashes
 from ppreid_plugin.search.source import RowBatch, RowSource
 from ppreid_plugin.search.symbols import SymbolTable
 
@@ -72,17 +73,20 @@ class GalleryIndex(ABC):
         public: transform and codebook of the release, by array name.
 
     Raises:
-        ValueError: files that are missing, cut off, or of another shape; options that the backend never writes.
+        ValueError: files that are missing, cut off, of another shape or without a SHA-256; options that the backend
+            never writes.
     """
 
     name: ClassVar[str]
     most_hits: ClassVar[int | None] = None  # rows that one search can return; None: any number
+    changing_files: ClassVar[tuple[str, ...]] = ()  # of a generation, without a SHA-256: they change as they are read
 
     def __init__(self, folder: Path, record: IndexRecord) -> None:
         self.folder, self.record = folder, record
         self._derived: dict[Any, Any] = {}
         if not self.sound_options(record.options):
             raise damaged(folder, f"options of backend {record.backend!r}")
+        require_hashes(folder, record, sorted({*record.files, PUBLIC, MANIFEST}.difference(self.changing_files)))
         check_sizes(folder, record)
         self.public = _load_public(self.generation / PUBLIC)  # now: a later build deletes the file
 

@@ -63,6 +63,7 @@ class MilvusIndex(GalleryIndex):
 
     name = "milvus"
     most_hits = MOST_HITS - _MARGIN
+    changing_files = (DATABASE,)
 
     def __init__(self, folder: Path, record: IndexRecord) -> None:
         super().__init__(folder, record)

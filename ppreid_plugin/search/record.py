@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,13 @@ def sealed(folder: Path, names: Mapping[str, bool]) -> dict[str, dict[str, Any]]
         path = folder / name
         found[name] = {"bytes": size_of(path), **({"sha256": sha256_of(path)} if with_hash else {})}
     return found
+
+
+def require_hashes(folder: Path, record: IndexRecord, names: Iterable[str]) -> None:
+    """Raise DamagedRecordError if a file of these names, which never change, has no SHA-256 in ``index.json``."""
+    for name in names:
+        if "sha256" not in record.files.get(name, {}):
+            raise damaged(folder, f"files.{name}.sha256")
 
 
 def check_sizes(folder: Path, record: IndexRecord) -> None:

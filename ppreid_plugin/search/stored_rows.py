@@ -10,10 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ppreid_plugin.search.columns import create_columns, label_shapes, labels_of, open_columns, write_columns
+from ppreid_plugin.search.columns import (
+    create_columns,
+    file_of,
+    label_shapes,
+    labels_of,
+    open_columns,
+    write_columns,
+)
 from ppreid_plugin.search.hits import Hits, best, decode_names
 from ppreid_plugin.search.index import GalleryIndex, IndexWriter
-from ppreid_plugin.search.record import IndexRecord, damaged
+from ppreid_plugin.search.record import IndexRecord, damaged, require_hashes
 from ppreid_plugin.search.source import RowBatch, RowSource
 from ppreid_plugin.search.storage import CodeRows, RowStorage, build_storage, dot_products
 
@@ -73,6 +80,7 @@ class StoredRowsIndex(GalleryIndex):
             raise damaged(folder, "columns")
         shapes: dict[str, tuple[str, tuple[int, ...]]] = {"row_ids": (f"|S{record.id_bytes}", ())}
         shapes |= {name: ("<i8", ()) for name in record.labels}
+        require_hashes(folder, record, [file_of(folder, name).name for name in (*shapes, *self.storage.shapes)])
         self.labels = open_columns(self.generation, shapes, record.rows)
         self.stored = open_columns(self.generation, self.storage.shapes, record.rows)
 

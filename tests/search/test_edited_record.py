@@ -1,6 +1,7 @@
 """``index.json``, ``opted_out.json`` and the journal after any one field was taken out or changed."""
 
 import copy
+import itertools
 import json
 import shutil
 
@@ -133,6 +134,13 @@ def test_any_edit_of_the_record_is_told_or_harmless_and_a_build_mends_it(tmp_pat
         (("opted_out", "pids"), ["4"], "opted_out.pids"),
         (("files", "rows.npy", "bytes"), "9", "files"),
         (("files",), {"../elsewhere": {"bytes": 1}}, "files"),
+        (("files", "rows.npy", "sha256"), GONE, r"files.rows.npy.sha256\)"),
+        (("files", "rows.npy", "sha256"), None, "files"),
+        (("files", "rows.npy"), GONE, r"files.rows.npy.sha256\)"),
+        (("files", "pids.npy"), GONE, r"files.pids.npy.sha256\)"),
+        (("files", "manifest.json", "sha256"), GONE, r"files.manifest.json.sha256\)"),
+        (("files", "public.safetensors"), GONE, r"files.public.safetensors.sha256\)"),
+        (("files",), {}, r"files.manifest.json.sha256\)"),
         (("rows",), True, "rows"),
         (("labels",), ["pids", "rows"], "labels"),
         (("metric",), "euclidean", "metric"),
@@ -146,6 +154,27 @@ def test_the_field_that_was_edited_is_named(tmp_path, path, value, named):
     file.write_text(json.dumps(changed(json.loads(file.read_text()), path, value)))
     with pytest.raises(ValueError, match=r"index.json' lacks fields or holds impossible ones \(" + named):
         open_index(tmp_path / "i")
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_hash_that_was_dropped_is_told_for_every_file_and_a_build_brings_it_back(tmp_path, kind):
+    """Without it nobody would compare the file, and a verification would say that all are as they were built."""
+    if kind == "faiss":
+        pytest.importorskip("faiss")
+    terms, options = BACKENDS[kind]
+    stored = load_release(release(tmp_path, **terms).folder)
+    backend = "faiss" if kind == "faiss" else "exact"
+    whole = build_index(stored, tmp_path / "i", backend=backend, options=options)
+    file = tmp_path / "i/index.json"
+    content = json.loads(file.read_text())
+    for name, path in itertools.product(whole.files, ((), ("sha256",))):
+        file.write_text(json.dumps(changed(content, ("files", name, *path), GONE)))
+        with pytest.raises(ValueError, match=rf"impossible ones \(files.{name}.sha256\): edited"):
+            open_index(tmp_path / "i")
+        assert set(build_index(stored, tmp_path / "i", backend=backend, options=options).files) == set(whole.files)
+        with open_index(tmp_path / "i") as index:
+            assert index.verify() == "all files are as they were built"
+        content = json.loads(file.read_text())
 
 
 def test_a_release_entry_that_was_edited_to_another_budget_is_written_again(tmp_path):
