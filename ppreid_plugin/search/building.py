@@ -23,7 +23,7 @@ from ppreid_plugin.dp.journal import fsync_folder, write_file
 from ppreid_plugin.dp.stored import MANIFEST, Release, load_release
 from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.search.build_journal import BuildJournal
-from ppreid_plugin.search.generations import clean, next_generation, remove_temporary, require_ours, writing
+from ppreid_plugin.search.generations import LOCK, clean, next_generation, remove_temporary, require_ours, writing
 from ppreid_plugin.search.index import INDEXES, PUBLIC
 from ppreid_plugin.search.opt_outs import OptOuts, known_opt_outs, naming, rows_without_pids, still_out
 from ppreid_plugin.search.record import (
@@ -84,17 +84,15 @@ def build_index(
     kind = INDEXES.get(backend, key="--backend")
     batch_rows = require_whole("batch_rows", batch_rows)
     loaded = release if isinstance(release, Release) else _loaded(Path(release))
-    metadata = carried_metadata(loaded)
     folder = Path(folder)
     require_ours(folder)
-    with writing(folder):
-        current, damaged = _standing(folder)
+
+    def planned(current: IndexRecord | None, damaged: bool) -> tuple[OptOuts, ReleaseSource, IndexRecord]:
         known = known_opt_outs(folder, current, damaged=damaged)
         out = still_out(known, loaded, readmit=readmit, readmit_rows=readmit_rows)
         theirs = rows_without_pids(loaded, out.pids, truth)
         source = ReleaseSource(loaded, left_out_pids=out.pids, left_out_rows={*out.rows, *theirs})
-        if source.left_out:
-            _log.warning("%d rows of people who were deleted from this index are left out.", source.left_out)
+        metadata = carried_metadata(loaded)
         record = IndexRecord(
             generation=next_generation(current),
             backend=backend,
@@ -107,6 +105,15 @@ def build_index(
             release=metadata,
             opted_out=out.as_json(),
         )
+        return out, source, record
+
+    if not (folder / LOCK).exists():
+        planned(*_standing(folder))  # the first build here: one that is refused leaves no lock, and no folder
+    with writing(folder):
+        current, damaged = _standing(folder)
+        out, source, record = planned(current, damaged)
+        if source.left_out:
+            _log.warning("%d rows of people who were deleted from this index are left out.", source.left_out)
         if current is not None and content_of(current) == content_of(record) and _opens(folder, current):
             clean(folder)
             out.write(folder)

@@ -283,7 +283,20 @@ def test_only_a_whole_release_is_indexed(tmp_path, drawn, make, error, message):
 def test_options_are_checked_before_anything_is_written(tmp_path, drawn, arguments, message):
     with pytest.raises(ValueError, match=message):
         build_index(drawn().folder, tmp_path / "i", **arguments)
-    assert not (tmp_path / "i/rows-0001").exists()
+    assert not (tmp_path / "i").exists()
+
+
+def test_a_build_that_is_refused_leaves_a_folder_or_an_index_as_it_was(tmp_path, drawn):
+    (tmp_path / "i").mkdir()
+    for arguments in ({"options": {"storage": "float8"}}, {"truth": [tmp_path / "none.json"]}):
+        with pytest.raises((ValueError, FileNotFoundError)):
+            build_index(drawn().folder, tmp_path / "i", **arguments)
+        assert not any((tmp_path / "i").iterdir())
+    build_index(drawn().folder, tmp_path / "i")
+    before = files(tmp_path / "i")
+    with pytest.raises(ValueError, match="storage is 'float8'"):
+        build_index(drawn().folder, tmp_path / "i", options={"storage": "float8"})
+    assert files(tmp_path / "i") == before
 
 
 def test_a_folder_of_something_else_is_left_alone(drawn):
