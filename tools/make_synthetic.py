@@ -6,6 +6,7 @@ import argparse
 import logging
 import signal
 import sys
+import traceback
 
 from ppreid_plugin.data.pedestrians import make_pedestrians
 
@@ -19,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of everything random")
     parser.add_argument("--workers", type=int, default=None, help="processes; None: one a processor")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
@@ -31,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
             overwrite=args.overwrite,
         )
     except (ValueError, OSError) as error:
+        if args.debug:
+            traceback.print_exc()
         print(f"Error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

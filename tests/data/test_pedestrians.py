@@ -395,6 +395,8 @@ def test_tool_makes_and_fails_with_one_line(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "synthetic_pedestrians")
     assert tool.main([*common, "--num-test-ids", "0"]) == 2
     assert re.fullmatch(r"Error: num_test_ids is 0, must be >= 1.*\n", capsys.readouterr().err)
+    assert tool.main([*common, "--num-test-ids", "0", "--debug"]) == 2
+    assert re.fullmatch(r"Traceback (?s:.*)\nError: num_test_ids is 0, .*\n", capsys.readouterr().err)
     with pytest.raises(SystemExit) as stop:
         tool.main(["--seed", "one"])
     assert stop.value.code == 2
