@@ -110,6 +110,12 @@ def parse_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[
     Raises:
         ValueError, OSError: as the configuration and the data sets say.
     """
+    cfg, args, _ = _parsed(parser, argv)
+    return cfg, args
+
+
+def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[CfgNode, argparse.Namespace, list[str]]:
+    """Return what `parse_config` does, and the KEY VALUE options."""
     flags, options = split_options(argv, parser)
     args, rest = parser.parse_known_args(flags)
     if rest:
@@ -130,7 +136,7 @@ def parse_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[
     if "use_gpu" in options[::2] and cfg.use_gpu and not torch.cuda.is_available():
         _log.warning("use_gpu is True, and torch sees no CUDA device: the CPU does the work.")
     cfg.use_gpu = cfg.use_gpu and torch.cuda.is_available()
-    return cfg, args
+    return cfg, args, options
 
 
 def train(argv: Sequence[str]) -> dict[str, Any]:
@@ -138,8 +144,8 @@ def train(argv: Sequence[str]) -> dict[str, Any]:
 
     Of several ranks (``torchrun``) the first writes and returns it; the others return nothing.
     """
-    cfg, _ = parse_config(train_parser(), argv)
-    _refuse_idle_options(cfg, argv)
+    cfg, _, options = _parsed(train_parser(), argv)
+    _refuse_idle_options(cfg, options)
     with ranks.joined(use_gpu=cfg.use_gpu, timeout_s=cfg.train.rank_timeout_s):
         return _train(cfg, argv)
 
@@ -234,10 +240,10 @@ def tee(path: Path) -> Iterator[None]:
             sys.stdout = console
 
 
-def _refuse_idle_options(cfg: CfgNode, argv: Sequence[str]) -> None:
-    """Raise ConfigError where the command line sets a privacy key that would do nothing."""
+def _refuse_idle_options(cfg: CfgNode, options: Sequence[str]) -> None:
+    """Raise ConfigError where KEY VALUE options of the command line set a privacy key that would do nothing."""
     gallery = cfg.privacy.gallery
-    for key in split_options(argv)[1][::2]:
+    for key in options[::2]:
         node, _, name = key.removeprefix("privacy.").partition(".")
         if not key.startswith("privacy.") or name in ("", "enabled"):
             continue

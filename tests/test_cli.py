@@ -343,3 +343,13 @@ def test_what_was_asked_for_and_not_done_is_said(train, caplog, monkeypatch):
     assert "no CUDA device" not in caplog.text
     assert train("train.max_epoch", "0", "use_gpu", "True")[0] == 0
     assert "use_gpu is True, and torch sees no CUDA device: the CPU does the work" in caplog.text
+
+
+def test_the_words_are_split_once(train, monkeypatch):
+    """Both for the configuration and for keys that would do nothing: a second look could read them otherwise."""
+    split, seen = cli.split_options, []
+    monkeypatch.setattr(cli, "split_options", lambda argv, parser=None: seen.append(argv) or split(argv, parser))
+    code, _, err = train("privacy.deid.target", "blur")
+    assert code == 2
+    assert "privacy.deid.target is given, but privacy.deid.enabled is False" in err
+    assert len(seen) == 1
