@@ -28,6 +28,8 @@ _QUERIES = 128  # a product of fewer rows packs the gallery for longer than it m
 _BLOCK = 2**18  # gallery rows a product: few queries with more took 1.3 times as long (measured, two cores)
 _LEAST_MB, _MOST_MB = 64.0, 256.0
 _DEVICE_MB = 1024.0  # on a GPU that counts as well: few chunks, each of which fills it
+_LEAST_NORM, _MOST_NORM = 1e-15, 1e15  # between them squares stay within float32
+_LEAST_LARGEST, _MOST_LARGEST = 1e-9, 1e9  # the same of the largest number, and of sums of a row's squares
 _DEVICE_TILE = 256  # queries; a product on a GPU has tiles, and a part of one takes as long as a whole one
 
 
@@ -85,10 +87,11 @@ class DeviceScores:
         step = queries_per_chunk(memory_mb, query, len(gallery), on_device=True)
         copied = max(_COPIED, int((memory_mb or _DEVICE_MB) * 2**20))
         self._arguments = query, gallery, metric, step, copied, len(gallery)
+        self._norms = tuple(torch.linalg.vector_norm(rows, dim=1) for rows in (query, gallery))
         self._side = torch.cuda.Stream(query.device, priority=-1) if query.is_cuda else None
         if self._side is not None:
             self._side.wait_stream(torch.cuda.current_stream(query.device))
-        self._chunks = _products(*self._arguments, ordinary=True)
+        self._chunks = _products(*self._arguments, norms=self._norms)
         self._begun: tuple[int, torch.Tensor] | None = next(self._chunks)
 
     @contextmanager
@@ -107,12 +110,19 @@ class DeviceScores:
         Raises:
             ValueError: features that are not finite.
         """
-        query, gallery, metric = self._arguments[:3]
-        require_finite_pair(query, gallery)
-        self._equal = EqualRows(gallery)
-        if not _ordinary(query, gallery, metric):
+        query, gallery = self._arguments[:2]
+        if not self._ordinary():  # NaN and infinity are in no ordinary norm
+            require_finite_pair(query, gallery)
             self._chunks = _products(*self._arguments)
             self._begun = None
+        self._equal = EqualRows(gallery)
+
+    def _ordinary(self) -> bool:
+        """Whether norms are such that squares stay within float32."""
+        norms = torch.cat(self._norms)
+        if self._arguments[2] == "cosine":
+            return bool(((norms > _LEAST_NORM) & (norms < _MOST_NORM)).all())
+        return bool((norms < _MOST_LARGEST).all() & (norms > _LEAST_LARGEST).any())
 
     def chunks(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield the number of the first query and scores (queries, num_gallery), which the next take the place of."""
@@ -122,20 +132,27 @@ class DeviceScores:
 
 
 def _products(
-    query: torch.Tensor, gallery: torch.Tensor, metric: str, step: int, copied: int, block: int, ordinary: bool = False
+    query: torch.Tensor,
+    gallery: torch.Tensor,
+    metric: str,
+    step: int,
+    copied: int,
+    block: int,
+    norms: tuple[torch.Tensor, ...] = (),
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield scores that do not tie yet; galleries up to ``copied`` bytes are copied, ``block`` rows are multiplied.
 
-    ``ordinary``: nothing but that is to be made of features that are not (:func:`_ordinary`), and not looked at.
+    ``norms``: of both, where they are taken for ordinary ones; they are not looked at.
     """
+    of_query, of_gallery = norms or (None, None)
     large = gallery.numel() * gallery.element_size() > copied
-    finish = _finisher(gallery, query, metric, ordinary) if large else None
+    finish = _finisher(gallery, query, metric, of_gallery) if large else None
     if finish is not None:
-        query = _unit(query, ordinary) if metric == "cosine" else query
+        query = _unit(query, of_query) if metric == "cosine" else query
     elif metric == "cosine":
-        query, gallery = _unit(query, ordinary), _unit(gallery, ordinary)
+        query, gallery = _unit(query, of_query), _unit(gallery, of_gallery)
     else:
-        query, gallery = _lift(query, gallery, ordinary)
+        query, gallery = _lift(query, gallery, of_gallery)
     out = torch.empty(min(step, len(query)), len(gallery), dtype=query.dtype, device=query.device)
     for start in range(0, len(query), step):
         rows = query[start : start + step]
@@ -145,37 +162,33 @@ def _products(
         yield start, scores if finish is None else finish(scores)
 
 
-def _ordinary(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> bool:
-    """Whether norms or numbers are such that squares stay within float32."""
-    if metric != "cosine":
-        return 1e-9 < _largest(query, gallery) < 1e9
-    norms = torch.cat([torch.linalg.vector_norm(rows, dim=1) for rows in (query, gallery)])
-    return bool(((norms > 1e-15) & (norms < 1e15)).all())
-
-
-def _unit(rows: torch.Tensor, ordinary: bool) -> torch.Tensor:
-    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True) if ordinary else normalize_rows(rows)
+def _unit(rows: torch.Tensor, ordinary: torch.Tensor | None) -> torch.Tensor:
+    return normalize_rows(rows) if ordinary is None else rows / ordinary[:, None]
 
 
 def _finisher(
-    gallery: torch.Tensor, query: torch.Tensor, metric: str, ordinary: bool
+    gallery: torch.Tensor, query: torch.Tensor, metric: str, ordinary: torch.Tensor | None
 ) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """Return what makes scores of products with the gallery as it is; None where squares may leave float32."""
-    norms = torch.linalg.vector_norm(gallery, dim=1)
+    norms = torch.linalg.vector_norm(gallery, dim=1) if ordinary is None else ordinary
     if metric == "cosine":
-        if not ordinary and not bool(((norms > 1e-15) & (norms < 1e15)).all()):
+        if ordinary is None and not bool(((norms > _LEAST_NORM) & (norms < _MOST_NORM)).all()):
             return None
         return lambda products: products.div_(norms)
-    if not ordinary and not 1e-9 < _largest(query, gallery) < 1e9:
+    if ordinary is None and not _LEAST_LARGEST < _largest(query, gallery) < _MOST_LARGEST:
         return None
     half_squares = norms.square().div_(2)
     return lambda products: products.sub_(half_squares)
 
 
-def _lift(query: torch.Tensor, gallery: torch.Tensor, ordinary: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _lift(
+    query: torch.Tensor, gallery: torch.Tensor, ordinary: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Append a column so that the product orders by distance: q.g - |g|²/2 = (|q|² - |q - g|²) / 2."""
-    largest = 1.0 if ordinary else _largest(query, gallery)
-    if not 1e-9 < largest < 1e9:  # outside, squares may leave float32; a power of two changes no order and no digit
+    largest = _largest(query, gallery) if ordinary is None else 1.0
+    if (
+        not _LEAST_LARGEST < largest < _MOST_LARGEST
+    ):  # outside, squares may leave float32; a power of two changes no order and no digit
         scale = math.ldexp(1.0, min(1000, -math.frexp(largest)[1]))
         query, gallery = (rows.double().mul(scale).to(rows.dtype) for rows in (query, gallery))
     half_squares = gallery.square().sum(dim=1, keepdim=True).div(-2)
