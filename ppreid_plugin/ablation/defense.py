@@ -40,6 +40,11 @@ class Defense(ABC):
     attributes: tuple[str, ...] = ()
     all_attributes: bool = False
 
+    @property
+    def needs_columns(self) -> bool:
+        """Whether `check_columns` looks at the number of columns, for which a model is built."""
+        return type(self).check_columns is not Defense.check_columns
+
     def check_columns(self, columns: int) -> None:  # noqa: B027  (most take features of any size)
         """Check that features of so many columns will do, before anything is trained.
 

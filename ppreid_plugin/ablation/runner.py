@@ -115,7 +115,9 @@ class Runner:
             if defense is None:
                 continue
             try:
-                defense.check_columns(_feature_columns(one.cfg.model.name, one.cfg.data.height, one.cfg.data.width))
+                if defense.needs_columns:
+                    cfg = one.cfg
+                    defense.check_columns(_feature_columns(cfg.model.name, cfg.data.height, cfg.data.width))
             except ValueError as error:
                 raise ConfigError(f"row '{one.row.name}': {error}") from None
             if defense.all_attributes and not known:

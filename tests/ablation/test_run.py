@@ -469,6 +469,18 @@ def test_a_projection_that_does_not_fit_the_model_is_refused_before_anything_is_
     assert not list(tmp_path.glob("out/training/*"))
 
 
+def test_a_model_is_built_for_a_defense_that_looks_at_its_columns_and_for_no_other(write_plan, flags, monkeypatch):
+    built = []
+    monkeypatch.setattr(runner, "_feature_columns", lambda *model: built.append(model) or 512)
+    texts = ["quantize:bits=1", "permute", "k_same", "dp", "leace:image_components=2"]
+    rows = [ROWS[0], *({"name": text[:4], "of": "baseline", "defense": text} for text in texts)]
+    ablation_command(flags(write_plan(rows, measures=QUICK), "--dry-run"))
+    assert not built
+    rows.append({"name": "projected", "of": "baseline", "defense": "projection:dims=8"})
+    ablation_command(flags(write_plan(rows, measures=QUICK), "--dry-run"))
+    assert built == [("osnet_x0_25", 64, 32)]
+
+
 def test_list_and_dry_run_write_nothing_and_say_how_far_rows_are(write_plan, flags, tmp_path, capsys):
     plan = write_plan(MORE, measures=QUICK)
     assert ablation_command(flags(plan, "--list", "--seeds", 4, 5)) == {}
