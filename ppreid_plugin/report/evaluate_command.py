@@ -25,7 +25,7 @@ from ..retrieval import (
 from ..retrieval.checks import choice, curve_length, positive_mebibytes
 from ..retrieval.distances import METRICS
 from ..retrieval.ranking import PROTOCOLS
-from .evaluate_inputs import Rows, read_rows, with_distractors
+from .evaluate_inputs import Rows, read_rows, unused_pid, with_distractors
 from .record import environment, require_folder, write_json
 
 _log = logging.getLogger(__name__)
@@ -80,8 +80,7 @@ def evaluate_command(argv: Sequence[str]) -> dict[str, Any]:
     gallery = read_rows(args.gallery, args.gallery_labels, "--gallery")
     listed = gallery
     if args.distractors:
-        nobody = min(0, int(query.pids.min()), int(gallery.pids.min())) - 1
-        gallery = with_distractors(gallery, args.distractors, pid=nobody)
+        gallery = with_distractors(gallery, args.distractors, pid=unused_pid(query.pids, gallery.pids))
     models = list(dict.fromkeys([*query.models, *gallery.models]))
     if len(models) > 1:
         _log.warning(
@@ -215,7 +214,7 @@ def _by_camera(
         if rerank is None:
             queries = query.take(mine)
         else:  # other cameras' queries count as neighbors, but are nobody
-            queries = Rows(query.features, np.where(mine, query.pids, gallery.pids.max() + 1), query.camids)
+            queries = Rows(query.features, np.where(mine, query.pids, unused_pid(gallery.pids)), query.camids)
         try:
             results[camid] = _rank(args, queries, gallery, rerank)
         except NoMatchError:

@@ -102,6 +102,19 @@ def with_distractors(gallery: Rows, paths: Sequence[str], *, pid: int) -> Rows:
     )
 
 
+def unused_pid(*pids: np.ndarray) -> int:
+    """Return the least pid >= 0 that no row has.
+
+    Example:
+        >>> unused_pid(np.array([0, 1, 5]), np.array([2, -1]))
+        3
+    """
+    taken = np.unique(np.concatenate(pids))
+    taken = taken[taken >= 0]
+    gaps = np.flatnonzero(taken != np.arange(len(taken)))
+    return int(gaps[0]) if len(gaps) else len(taken)
+
+
 def _load_npy(path: str) -> np.ndarray:
     if not Path(path).is_file():
         raise FileNotFoundError(f"'{path}' is not there. Name a .npy, .npz or .safetensors file of features.")

@@ -127,6 +127,23 @@ def test_re_ranking_is_of_images_only_and_sees_all_queries_in_every_camera(files
     assert (record["rerank"], plain["rerank"]) == ({"k1": 6, "k2": 3, "lambda_value": 0.4}, None)
 
 
+@pytest.mark.parametrize("more", [["--per-camera", "--rerank"], ["--distractors"]])
+def test_pids_at_the_ends_of_their_range_are_pids_like_others(tmp_path, more):
+    if more == ["--distractors"]:
+        np.save(tmp_path / "nobody.npy", random_rows(2, 30)["features"])
+        more = ["--distractors", str(tmp_path / "nobody.npy")]
+    records = []
+    for name, people in (("usual", {}), ("ends", {1: 2**63 - 1, 2: -(2**63)})):
+        flags = []
+        for split, rows in (("query", QUERY), ("gallery", GALLERY)):
+            path = tmp_path / f"{name}-{split}.npz"
+            np.savez(path, **{**rows, "pids": np.array([people.get(pid, pid) for pid in rows["pids"].tolist()])})
+            flags += [f"--{split}", str(path)]
+        records.append(evaluate_command([*flags, *more]))
+    usual, ends = records
+    assert {key for key in usual if usual[key] != ends[key]} <= {"command", "seconds", "open_set"}  # split by pid
+
+
 def test_every_kind_of_file_gives_the_same_figures(files, tmp_path):
     wanted = evaluate_command(files)
     kinds = {}
