@@ -199,9 +199,10 @@ def ledger_command(argv: Sequence[str]) -> None:
     elif args.action == "void":
         void_release(ledger, args.name)
         print(f"Voided {args.name}; what it reserved stays spent.")
-    else:
-        purge_release(ledger, args.name, args.release[0] if args.release else None)
+    elif purge_release(ledger, args.name, args.release[0] if args.release else None):
         print(f"Deleted {args.name}; what it spent stays spent.")
+    else:
+        print(f"{args.name} was purged or voided before: nothing is left to delete.")
 
 
 def fitted_transform(name: str, train: Training | None) -> PublicTransform:

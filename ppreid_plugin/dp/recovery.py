@@ -55,13 +55,18 @@ def void_release(ledger: Ledger, reservation: str) -> None:
         ledger.void(reservation)
 
 
-def purge_release(ledger: Ledger, release: str, folder: str | Path | None = None) -> None:
+def purge_release(ledger: Ledger, release: str, folder: str | Path | None = None) -> bool:
     """Delete a release's folder and record it; what it spent stays spent.
+
+    What is on record is not recorded again; a copy of a purged release that lies in the folder is deleted.
 
     Args:
         ledger: of the scope.
         release: its name with number, ``market1501-0001``.
         folder: where it lies; None: where it was written.
+
+    Returns:
+        Whether there was anything to do.
 
     Raises:
         ValueError: no such release, one that is open, or a folder that holds another one.
@@ -72,11 +77,16 @@ def purge_release(ledger: Ledger, release: str, folder: str | Path | None = None
             state = "was interrupted; finish or void it first" if parts else "is not in the ledger"
             raise ValueError(f"release {release!r} {state}. See tools/ledger.py show.")
         place = Path(folder or parts[-1].folder)
-        if place.exists():
+        recorded, there = all(part.state != "committed" for part in parts), place.exists()
+        if there:
             if load_release(place).manifest["release"] != release:
+                if recorded and folder is None:
+                    return False  # a later release was written to its place
                 raise ValueError(f"'{place}' holds another release than {release!r}. Name its folder.")
             shutil.rmtree(place)
-        ledger.purge(release)
+        if not recorded:
+            ledger.purge(release)
+        return there or not recorded
 
 
 def verify_releases(ledger: Ledger, folders: Iterable[str | Path] = ()) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -68,6 +69,32 @@ def test_release_show_verify_purge(saved, capsys, kind):
     code, out, err = run(commands.ledger_command, ["purge", "a-0001", "--scope", "market"], capsys)
     assert (code, out) == (0, "Deleted a-0001; what it spent stays spent.\n")
     assert not Path("release").exists()
+
+
+def test_a_second_purge_says_that_nothing_is_left_and_records_nothing(saved, capsys):
+    run(commands.release_command, arguments(), capsys)
+    shutil.copytree("release", "copy")
+    purge = ["purge", "a-0001", "--scope", "market"]
+    run(commands.ledger_command, purge, capsys)
+    before = Path("ledger/market.jsonl").read_bytes()
+    again = (0, "a-0001 was purged or voided before: nothing is left to delete.\n", "")
+    assert run(commands.ledger_command, purge, capsys) == again
+    code, out, _ = run(commands.ledger_command, [*purge, "--release", "copy"], capsys)
+    assert (code, out) == (0, "Deleted a-0001; what it spent stays spent.\n")
+    assert not Path("copy").exists()
+    assert Path("ledger/market.jsonl").read_bytes() == before
+    assert run(commands.release_command, arguments("--new-release", budget="16"), capsys)[0] == 0
+    assert run(commands.ledger_command, purge, capsys) == again  # another release lies there now
+    assert load_release("release").manifest["release"] == "a-0002"
+
+
+def test_a_purge_that_was_cut_off_before_its_record_is_recorded(saved, capsys):
+    run(commands.release_command, arguments(), capsys)
+    shutil.rmtree("release")
+    code, out, _ = run(commands.ledger_command, ["purge", "a-0001", "--scope", "market"], capsys)
+    assert (code, out) == (0, "Deleted a-0001; what it spent stays spent.\n")
+    _, out, _ = run(commands.ledger_command, ["show", "--scope", "market"], capsys)
+    assert "a-0001: purged" in out
 
 
 def test_a_dry_run_spends_and_writes_nothing(saved, capsys):
