@@ -138,9 +138,10 @@ def require_finite_pair(query: torch.Tensor, gallery: torch.Tensor) -> None:
 
 def require_finite(name: str, matrix: torch.Tensor, *, infinity_allowed: bool = False) -> None:
     """Raise ValueError if a row of ``matrix`` holds NaN (or infinity), naming how many rows and the first few."""
-    at_once = len(matrix) if matrix.is_cuda else _SUMMED // matrix.shape[1]  # the CPU sums in float64 by way of a copy
-    parts = matrix.split(max(1, at_once))
-    if all(math.isfinite(float(part.sum(dtype=torch.float64))) for part in parts):
+    if matrix.is_cuda:
+        if _within_bounds(matrix, infinity_allowed=infinity_allowed):
+            return
+    elif all(math.isfinite(float(part.sum(dtype=torch.float64))) for part in matrix.split(_summed_at_once(matrix))):
         return  # the fast way out; it fails on NaN, infinity or overflow
     bad = torch.isnan(matrix).any(dim=1) if infinity_allowed else ~torch.isfinite(matrix).all(dim=1)
     rows = torch.nonzero(bad).flatten().tolist()
@@ -151,6 +152,16 @@ def require_finite(name: str, matrix: torch.Tensor, *, infinity_allowed: bool = 
             f"{name} rows {named} ({len(rows)} of {len(matrix)}) hold {what}; ranking needs finite rows. "
             "Look at the images of these rows and at the model's weights, or drop the rows."
         )
+
+
+def _summed_at_once(matrix: torch.Tensor) -> int:
+    return max(1, _SUMMED // matrix.shape[1])  # torch sums in float64 by way of a copy
+
+
+def _within_bounds(matrix: torch.Tensor, *, infinity_allowed: bool) -> bool:
+    """Whether there is no NaN (and no infinity), in one pass that copies nothing and waits for the device once."""
+    bounds = torch.stack(torch.aminmax(matrix))  # NaN if there is any
+    return not bool((bounds.isnan() if infinity_allowed else ~bounds.isfinite()).any())
 
 
 def as_labels(name: str, labels: Labels, rows: int) -> IntArray:

