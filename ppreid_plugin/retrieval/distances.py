@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from ppreid_plugin.retrieval.checks import Features, IntArray, as_feature_pair, as_matrix, choice, require_finite
+from ppreid_plugin.retrieval.equal_rows import EqualRows
 
 METRICS = ("cosine", "euclidean")
 
@@ -37,7 +38,7 @@ class ItemDistances(Protocol):
 
 
 class FeatureDistances:
-    """Distances from features, computed where these are.
+    """Distances from features, computed where these are. Of rows that are equal they are equal, to any item.
 
     Args:
         query_features, gallery_features: numpy arrays or torch tensors of any float type, (num_query, d) and
@@ -55,6 +56,7 @@ class FeatureDistances:
         self.element_size = query.element_size()
         self._cosine = metric == "cosine"
         self._items = torch.cat([query, gallery])
+        self._equal = {0: EqualRows(self._items), len(query): EqualRows(gallery)}  # by the first column of products
         if self._cosine:
             self._items = normalize_rows(self._items)
             return
@@ -67,6 +69,8 @@ class FeatureDistances:
     def rows(self, start: int, stop: int, first: int = 0) -> torch.Tensor:
         """Return distances as :class:`ItemDistances` says."""
         products = torch.mm(self._items[start:stop], self._items[first:].T)
+        if first in self._equal:
+            products = self._equal[first].tie_tensor(products)
         if self._cosine:
             return products.neg_().add_(1)
         return products.mul_(-2).add_(self._squares[start:stop, None]).add_(self._squares[first:])

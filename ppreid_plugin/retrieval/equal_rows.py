@@ -59,6 +59,9 @@ class EqualRows:
         """Do what :meth:`tie` does to a tensor, on its device."""
         if len(self.later) == 0:
             return scores
+        if not scores.is_cuda:
+            self.tie(scores.numpy())  # the same memory
+            return scores
         if self._tensors is None:
             self._tensors = (
                 torch.from_numpy(self.later).to(scores.device),

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ppreid_plugin.retrieval import evaluate, evaluate_distances, scoring
+from ppreid_plugin.retrieval.distances import FeatureDistances
 from ppreid_plugin.retrieval.enrolled import template_scores
 from ppreid_plugin.retrieval.equal_rows import EqualRows
 
@@ -75,3 +76,20 @@ def test_equal_templates_have_equal_scores(queries, people):
         ((_, scores),) = template_scores(features, np.arange(queries), torch.from_numpy(base[which]))
         first = [which.tolist().index(kind) for kind in which.tolist()]
         np.testing.assert_array_equal(scores, scores[:, first])
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("columns", [17, 512])
+def test_distances_of_equal_items_tie_where_neighbors_are_listed(metric, columns):
+    base, which = kinds_of(1003, 200, columns, columns)
+    query = torch.from_numpy(base[:37] + np.float32(0.3))
+    gallery = torch.from_numpy(base[which])
+    distances = FeatureDistances(query, gallery, metric)
+    _, places, kinds = np.unique(which, return_index=True, return_inverse=True)
+    first = places[kinds]
+    for step in (1, 2, 3, 23, 500):
+        for start in range(0, distances.num_items, step * 7):
+            rows = distances.rows(start, min(start + step, distances.num_items))[:, 37:]
+            assert torch.equal(rows, rows[:, first])
+            rows = distances.rows(start, min(start + step, distances.num_items), first=37)
+            assert torch.equal(rows, rows[:, first])
