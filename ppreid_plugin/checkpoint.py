@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .dp.journal import write_file
 from .features import unwrap
 
 # rank1 of checkpoints that torchreid wrote is a numpy scalar, under numpy 1 with the module's former name
@@ -24,6 +25,7 @@ _NUMPY_TYPES: list[Any] = [
     np.dtypes.Float64DType,
 ]
 BEST_FILE = "best.json"  # beside the modules' folders: epoch and mAP of the best checkpoint on validation people
+STATES_FILE = "components.json"  # there too: what components keep beside their modules, by epoch and name
 _CLASSIFIER = re.compile(r"(^|\.)classifier(\.|$|\d|_)|^fc\.|^last_linear")
 
 
@@ -124,7 +126,22 @@ def resume(engine: Any, path: str | Path) -> int:
     best = path.parent.parent / BEST_FILE
     if best.is_file():
         engine.best = json.loads(best.read_text(encoding="utf-8"))
-    return int(loaded["model"]["epoch"])
+    epoch = int(loaded["model"]["epoch"])
+    _take_small_states(engine, path.parent.parent / STATES_FILE, epoch)
+    return epoch
+
+
+def keep_small_states(engine: Any, folder: Path, epoch: int) -> None:
+    """Write what the components keep beside their modules after ``epoch`` epochs, beside what is there of others."""
+    states = {_name_of(component): state for component in engine.components if (state := component.small_state())}
+    if not states:
+        return
+    path = folder / STATES_FILE
+    try:
+        kept = _read_states(path)
+    except ValueError:  # of an earlier run; this one does not need it
+        kept = {}
+    write_file(path, (json.dumps({**kept, str(epoch): states}, indent=1) + "\n").encode("utf-8"))
 
 
 def modules_left_out(engine: Any, path: str | Path) -> list[str]:
@@ -134,6 +151,31 @@ def modules_left_out(engine: Any, path: str | Path) -> list[str]:
         return []
     beside = sorted(file.parent.name for file in path.parent.parent.glob(f"*/{path.name}"))
     return [name for name in beside if name not in engine.get_model_names()]
+
+
+def _take_small_states(engine: Any, path: Path, epoch: int) -> None:
+    """Let the components go on; those of whom nothing was kept, as by earlier versions, start with nothing."""
+    try:
+        states = _read_states(path).get(str(epoch), {})
+        for component in engine.components:
+            if (state := states.get(_name_of(component))) is not None:
+                component.take_small_state(state)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"model.resume: '{path}' cannot be used ({type(error).__name__}: {error}): edited or cut off. Delete it: "
+            "then what it counts over epochs starts anew."
+        ) from error
+
+
+def _read_states(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError("not states by epoch")
+    return content
+
+
+def _name_of(component: Any) -> str:
+    return str(getattr(component, "name", type(component).__name__))
 
 
 def _check_fits(checkpoint: dict[str, Any], module: nn.Module, file: Path) -> None:

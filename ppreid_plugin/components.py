@@ -6,7 +6,7 @@ a step of its own after the encoder's. The engine (`ppreid_plugin.with_privacy`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -113,6 +113,17 @@ class Component:
         as many (`ppreid_plugin.ranks.anywhere` tells whether any has something to learn from).
         """
         return {}
+
+    def small_state(self) -> dict[str, Any]:
+        """What a resumed run goes on with beside the modules, JSON-ready; kept for every checkpoint. Empty: nothing."""
+        return {}
+
+    def take_small_state(self, state: Mapping[str, Any]) -> None:
+        """Go on with what `small_state` returned; not called for checkpoints for which none was kept.
+
+        Raises:
+            KeyError, TypeError, ValueError: it cannot be that.
+        """
 
     def loss_terms(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted terms of the encoder's loss by name, each a scalar with its graph."""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ranks
-from .checkpoint import BEST_FILE
+from .checkpoint import BEST_FILE, keep_small_states
 from .components import Batch, Component, Context
 from .data.validation import VALIDATION, training_set_for_features
 from .distributed import NoWriter, average_gradients, share_module
@@ -156,6 +156,7 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
         for name in self.get_model_names():  # type: ignore[attr-defined]
             folder = Path(save_dir, name)
             shutil.copyfile(folder / f"model.pth.tar-{epoch + 1}", folder / "model-last.pth.tar")
+        keep_small_states(self, Path(save_dir), epoch + 1)
         if self.best is not None:
             Path(save_dir, BEST_FILE).write_text(json.dumps(self.best) + "\n", encoding="utf-8")
             print(f"Best on validation people: epoch {self.best['epoch']:.0f}, mAP {self.best['mAP']:.1%}")

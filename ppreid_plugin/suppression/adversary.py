@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -186,6 +186,14 @@ class Adversary(Component, ABC):
     def trainables(self) -> dict[str, Trainable]:
         """The members' networks."""
         return {member.name: member.trainable for member in self._members}
+
+    def small_state(self) -> dict[str, Any]:
+        """What the guard knows of earlier epochs."""
+        return {"guard": self.guard.state()}
+
+    def take_small_state(self, state: Mapping[str, Any]) -> None:
+        """Let the guard go on."""
+        self.guard.take_state(state["guard"])
 
     def begin_epoch(self, epoch: int) -> None:
         """Restart the members whose turn it is."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..number_checks import require_whole
 
 # all ours; shares are of the loss of chance
 _BY_HEART = 0.1
@@ -15,6 +19,7 @@ _NOT_TRANSFERRED = 0.5
 _AT_CHANCE = 0.98
 _DIVERGED = 2.0
 _CHANCE_EPOCHS = 3
+_CAUSES = ("by heart", "chance", "features")
 _COLLAPSED_SPREAD = 1e-4  # untrained OSNets have 0.3 to 0.8; equal features that bfloat16 has rounded 3e-6
 
 _log = logging.getLogger(__name__)
@@ -58,6 +63,22 @@ class AdversaryGuard:
         self._seen: dict[str, list[float]] = defaultdict(list)
         self._epochs_at_chance = 0
         self._standing: set[str] = set()
+
+    def state(self) -> dict[str, Any]:
+        """What it knows of earlier epochs, JSON-ready."""
+        return {"epochs_at_chance": self._epochs_at_chance, "standing": sorted(self._standing)}
+
+    def take_state(self, state: Mapping[str, Any]) -> None:
+        """Go on with what `state` returned.
+
+        Raises:
+            KeyError, ValueError: it cannot be that.
+        """
+        standing = state["standing"]
+        if not (isinstance(standing, list) and set(standing) <= set(_CAUSES)):
+            raise ValueError(f"standing is {standing!r}, must be a list of: {', '.join(_CAUSES)}.")
+        epochs = require_whole("epochs_at_chance", state["epochs_at_chance"], least=0)
+        self._epochs_at_chance, self._standing = epochs, set(standing)
 
     def watch(self, *, loss: float, chance: float, spread: float, held_out: float | None = None) -> None:
         """Take one step's figures: own loss, loss of chance, the features' spread, loss on people it does not learn."""

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from adversary_cases import make_context
 
 from ppreid_plugin import build
+from ppreid_plugin.checkpoint import CheckpointError
 from ppreid_plugin.components import Batch
 from ppreid_plugin.config import ConfigError, check_config
 from ppreid_plugin.data.checks import DataError
@@ -214,6 +216,37 @@ def test_training_continues_as_if_it_had_not_stopped(make_engine, run_engine, pe
     resumed = read_training_log(f"{folder}/training.jsonl")
     assert resumed[:2] == log[:2]
     np.testing.assert_allclose([line["loss"] for line in resumed], [line["loss"] for line in log], rtol=1e-4)
+
+
+def test_the_guard_counts_on_after_a_stop(make_engine, run_engine):
+    """An adversary that learns nothing is at chance; checkpoints of earlier versions say nothing of epochs before."""
+    options = (*FEATURE, "privacy.adversary.lr", 1e-12, "train.max_epoch", 2, "test.eval_freq", 1, "train.lr", 1e-12)
+    whole = make_engine(*options)
+    guard = whole.components[0].guard
+    finish, counts = guard.finish_epoch, []
+
+    def at_chance(epoch):
+        guard._seen.clear()
+        guard.watch(loss=2.0, chance=2.0, spread=0.5)
+        finish(epoch)
+        counts.append(guard.state()["epochs_at_chance"])
+
+    guard.finish_epoch = at_chance
+    run_engine(whole)
+    assert counts == [1, 2]
+    folder = Path(whole.cfg.data.save_dir)
+
+    def resumed(epoch):
+        engine = make_engine(*options, "model.resume", str(folder / f"model/model.pth.tar-{epoch}"))
+        return engine.components[0].guard.state()["epochs_at_chance"]
+
+    assert (resumed(1), resumed(2)) == (1, 2)
+    (folder / "components.json").write_text('{"2": {"adversary_identity": {}}}')
+    assert resumed(1) == 0
+    with pytest.raises(CheckpointError, match="components.json' cannot be used .*Delete it"):
+        resumed(2)
+    (folder / "components.json").unlink()
+    assert resumed(2) == 0
 
 
 def test_erasure_and_distillation_continue_as_if_they_had_not_stopped(make_engine, run_engine, pedestrians):

@@ -1,5 +1,6 @@
 """The guard speaks when an adversary is of no use, each cause provoked, and is silent otherwise."""
 
+import json
 import logging
 import math
 import re
@@ -170,6 +171,28 @@ def test_the_warning_says_what_was_measured_and_what_to_do(epochs, people, messa
         told(epochs, people=people)
     (said,) = [record.getMessage() for record in caplog.records]
     assert re.search(message, said), said
+
+
+def test_a_guard_goes_on_where_another_stopped(caplog):
+    def watched(guard, *epochs):
+        for epoch in epochs:
+            guard.watch(loss=1.99, chance=2.0, spread=0.5)
+            guard.finish_epoch(epoch)
+        return guard
+
+    first = watched(AdversaryGuard("adversary"), 0, 1)
+    second = AdversaryGuard("adversary")
+    second.take_state(json.loads(json.dumps(first.state())))
+    assert not caplog.messages
+    watched(second, 2)
+    assert [text.split("(")[0] for text in caplog.messages] == ["epoch 3: adversary has been at chance for 3 epochs "]
+    third = AdversaryGuard("adversary")
+    third.take_state(second.state())
+    watched(third, 3)
+    assert len(caplog.messages) == 1  # what stands is not said again
+    for state in ({}, {"epochs_at_chance": -1, "standing": []}, {"epochs_at_chance": 1, "standing": ["tired"]}):
+        with pytest.raises((KeyError, ValueError)):
+            third.take_state(state)
 
 
 def test_what_comes_back_is_said_again(caplog):
