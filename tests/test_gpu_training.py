@@ -1,4 +1,4 @@
-"""Every part of training on a GPU: what it says of a first batch is what it says on the CPU, and a second step works."""
+"""Every part of training on a GPU: of a first batch it says what it says on the CPU, and a second step works."""
 
 import math
 
