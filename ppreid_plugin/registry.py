@@ -107,8 +107,10 @@ class Registry(Generic[T]):
         return name in self._entries
 
 
-def check_arguments(arguments: Iterable[str], takers: Iterable[Callable[..., object]], *, key: str) -> None:
-    """Check that each of ``arguments`` is a parameter of at least one of ``takers``.
+def check_arguments(
+    arguments: Iterable[str], takers: Iterable[Callable[..., object]], *, key: str, given: Iterable[str] = ()
+) -> None:
+    """Check that each of ``arguments`` is a parameter of at least one of ``takers``, and is not ``given`` elsewhere.
 
     Raises:
         ValueError: naming ``key``, the argument, and what is allowed.
@@ -122,6 +124,7 @@ def check_arguments(arguments: Iterable[str], takers: Iterable[Callable[..., obj
         if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
             return
         allowed |= set(parameters)
+    allowed.difference_update(given)
     for argument in arguments:
         if argument not in allowed:
             names = sorted(allowed)

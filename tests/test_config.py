@@ -238,6 +238,10 @@ def test_errors_name_key_value_and_fix(options, message):
             ["privacy.gallery.enabled", "True", "privacy.gallery.kwargs.k", "3"],
             "privacy.gallery.kwargs has 'k'; allowed",
         ),
+        (
+            ["privacy.gallery.enabled", "True", "privacy.gallery.kwargs.epsilon", "3"],
+            "privacy.gallery.kwargs has 'epsilon'; allowed: none",
+        ),
         (["privacy.gallery.enabled", "True", "privacy.gallery.delta", "0"], "delta is 0.0.*0 < delta < 1"),
         (["privacy.gallery.enabled", "True", "privacy.gallery.delta", "1.5"], "delta is 1.5"),
         (["privacy.gallery.enabled", "True", "privacy.gallery.transform", "centre"], "'centre'; registered: center"),

@@ -99,7 +99,13 @@ class DPDefense(Defense):
         **options: Any,
     ) -> None:
         self.gallery = make_gallery(
-            MechanismSpec(mechanism, options), epsilon=epsilon, unit="image", seed=1, delta=delta, transform=transform
+            MechanismSpec(mechanism, options),
+            epsilon=epsilon,
+            unit="image",
+            seed=1,
+            delta=delta,
+            flags={name: f"{name} of defense 'dp'" for name in ("mechanism", "epsilon", "delta", "transform")},
+            transform=transform,
         )
 
     @classmethod

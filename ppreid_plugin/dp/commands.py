@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +24,7 @@ from ppreid_plugin.dp.plan import PROTOCOLS, ReleasePlan, ReleaseTerms, transfor
 from ppreid_plugin.dp.prior import fit_prior
 from ppreid_plugin.dp.recovery import finish_release, purge_release, verify_releases, void_release
 from ppreid_plugin.dp.release import release_gallery
-from ppreid_plugin.dp.spec import MechanismSpec
+from ppreid_plugin.dp.spec import MechanismSpec, naming_flags
 from ppreid_plugin.dp.stored import Release
 from ppreid_plugin.dp.transforms import TRANSFORMS, PublicTransform, build_transform
 from ppreid_plugin.dp.units import UNITS, GalleryRows
@@ -32,6 +32,12 @@ from ppreid_plugin.registry import Registry, check_arguments
 
 Training: TypeAlias = tuple[np.ndarray, np.ndarray | None]
 
+# how errors call what flags give
+_CALLED = {
+    **{name: f"--{name.replace('_', '-')}" for name in ("epsilon", "delta", "codewords", "set_size", "expires")},
+    **{"max_rows_per_person": "--max-rows-per-person", "public transform": "--transform"},
+    **{"budget epsilon": "--budget", "budget delta": "--budget-delta"},
+}
 _LISTS: dict[str, Registry[Any]] = {"mechanisms": MECHANISMS, "transforms": TRANSFORMS}
 
 
@@ -102,7 +108,7 @@ def list_text(kind: str) -> str:
 
 def require_flags(args: argparse.Namespace, *names: str) -> None:
     """Raise ValueError if a flag that is needed was not given."""
-    if missing := [f"--{name.replace('_', '-')}" for name in names if not getattr(args, name)]:
+    if missing := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) in (None, "")]:
         raise ValueError(f"{', '.join(missing)} must be given. --help lists all flags.")
 
 
@@ -113,13 +119,26 @@ def release_rows(args: argparse.Namespace, gallery: GalleryRows, train: Training
         args: of `release_parser`.
         gallery: rows with their labels.
         train: features (n, d) and pids (n,) of the training split, if there is one.
+
+    Raises:
+        ValueError: a flag that is missing or out of range; it is named.
     """
+    spec = MechanismSpec.parse(args.mechanism)
+    written = {name: f"{name} of --mechanism" for name in spec.options}
+    if "transform" in written:
+        written["public transform"] = written["transform"]
+    with naming_flags({**_CALLED, **written}):
+        return _release_rows(args, spec, gallery, train)
+
+
+def _release_rows(
+    args: argparse.Namespace, spec: MechanismSpec, gallery: GalleryRows, train: Training | None
+) -> Release | None:
     budgets = _budgets(args.budgets)
     # a mistyped number would publish the very person who asked to be left out, and cannot be undone
     _require_known("--opt-out", args.opt_out, gallery.pids, "pid")
     _require_known("--budgets", budgets, gallery.pids, "pid")
     _require_known("--cameras", args.cameras, gallery.camids, "camid")
-    spec = MechanismSpec.parse(args.mechanism)
     options = dict(spec.options)
     if not options.pop("prototype", True):
         raise ValueError(
@@ -256,7 +275,8 @@ def _mechanism(
     """Return the mechanism, and the provenance of its codebook if it has one."""
     options: dict[str, Any] = dict(spec.options)
     prior: dict[str, Any] = {}
-    allowed = inspect.signature(MECHANISMS.get(spec.name)).parameters
+    kind = MECHANISMS.get(spec.name, key="--mechanism")
+    allowed = inspect.signature(kind).parameters
     if "codebook" in allowed:
         flags = {"codewords": args.codewords, "set_size": args.set_size}
         options |= {name: value for name, value in flags.items() if value is not None}
@@ -274,7 +294,7 @@ def _mechanism(
             }
         elif "codewords" in options and train is not None:
             features, pids = train
-            check_arguments(options, [fit_prior], key="--mechanism")
+            check_arguments(options, [fit_prior], key="--mechanism", given=("train_features", "train_pids"))
             fitted = fit_prior(transformed(transform, features), () if pids is None else pids, **options)
             options, prior = fitted.options(), {**prior, **fitted.describe()}
         else:
@@ -283,6 +303,8 @@ def _mechanism(
             )
         options = {name: value for name, value in options.items() if name in allowed}
     else:
+        takers: list[Callable[..., Any]] = [kind, lambda transform, max_rows_per_person: None]  # two that are taken out
+        check_arguments(options, takers, key="--mechanism", given=("epsilon", "delta"))
         for flag in ("codewords", "set_size", "codebook", "prior_source", "prior_is_public"):
             if getattr(args, flag):
                 raise ValueError(

@@ -30,6 +30,7 @@ from .transforms import build_transform
 from .units import UNITS, Unit
 
 QUERIES = ("clean", "noised")
+_GIVEN = ("epsilon", "delta", "clip_norm", "train_features", "train_pids")  # to mechanism and prior, by other ways
 
 
 class DPGallery(ProtectedGallery):
@@ -57,6 +58,7 @@ class DPGallery(ProtectedGallery):
         seed: seed of the research noise.
         options: further arguments of the mechanism; of `fit_prior` too (``codewords``, ``set_size``, ``kind``,
             ``min_people``, ``prior_is_public``, ...) where the mechanism takes a codebook and none is given.
+        called: how errors call arguments, such as by a flag; the others by their configuration keys.
 
     Raises:
         ValueError: epsilon, delta, unit or a name out of range, an argument that nothing takes.
@@ -79,29 +81,30 @@ class DPGallery(ProtectedGallery):
         query: str = "clean",
         seed: int = 1,
         options: Mapping[str, Any] | None = None,
+        called: Mapping[str, str] | None = None,
     ) -> None:
+        self._called = dict(called or {})
         for key, value, allowed in (("unit", unit, UNITS), ("query", query, QUERIES)):
             if value not in allowed:
-                raise ValueError(f"privacy.gallery.{key} is {value!r}; allowed: {', '.join(allowed)}.")
-        require_whole("privacy.gallery.max_rows_per_person", max_rows_per_person, least=0, hint="0: all")
+                raise ValueError(f"{self._name(key)} is {value!r}; allowed: {', '.join(allowed)}.")
+        require_whole(self._name("max_rows_per_person"), max_rows_per_person, least=0, hint="0: all")
         options = dict(options or {})
         self._budget: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "clip_norm": clip_norm}
         self._mechanism_name = mechanism
-        entry = MECHANISMS.get(mechanism, key="privacy.gallery.mechanism")
+        entry = MECHANISMS.get(mechanism, key=self._name("mechanism"))
         self._own_arguments = frozenset(inspect.signature(entry).parameters)
         takers: list[Callable[..., Any]] = [entry, fit_prior] if "codebook" in self._own_arguments else [entry]
-        check_arguments(options, takers, key="privacy.gallery.kwargs")
+        check_arguments(options, takers, key="privacy.gallery.kwargs", given=_GIVEN)
         self.fits_prior = "codebook" in self._own_arguments and "codebook" not in options
         self.prior_options: dict[str, Any] = {}
         self._options = options
         if self.fits_prior:
             self.prior_options = {"seed": seed, **options}
             if "codewords" not in options:
-                raise ValueError(
-                    f"mechanism '{mechanism}' needs a codebook: its size is missing. Append for example: "
-                    "privacy.gallery.kwargs.codewords 1024 privacy.gallery.kwargs.set_size 4; written with a mechanism "
-                    f"{mechanism}:codewords=1024,set_size=4"
-                )
+                fix = "Append for example: privacy.gallery.kwargs.codewords 1024 privacy.gallery.kwargs.set_size 4"
+                if (flag := self._called.get("mechanism")) is not None:
+                    fix = f"Give for example: {flag} {mechanism}:codewords=1024,set_size=4"
+                raise ValueError(f"mechanism '{mechanism}' needs a codebook: its size is missing. {fix}")
             # of the right kind and budget, so that errors come before training; `fit` makes the one that is used
             self._options = {"codebook": np.eye(2)}
         self._mechanism: Mechanism = build_mechanism(mechanism, **self._budget, **self._options)
@@ -219,8 +222,8 @@ class DPGallery(ProtectedGallery):
             delta = whole.delta
         if epsilon == 0:
             raise ValueError(
-                f"privacy.gallery.epsilon {whole.epsilon:g} over {rows} rows of a person leaves nothing for each. Set "
-                "privacy.gallery.max_rows_per_person lower, or privacy.gallery.prototype True."
+                f"{self._name('epsilon')} {whole.epsilon:g} over {rows} rows of a person leaves nothing for each. Set "
+                f"{self._name('max_rows_per_person')} lower, or {self._name('prototype')} True."
             )
         budget = {**self._budget, "epsilon": epsilon, "delta": delta}
         return build_mechanism(self._mechanism_name, **budget, **self._options)
@@ -254,6 +257,9 @@ class DPGallery(ProtectedGallery):
             f"Research noise (seed {self.seed}, the same draw each time): for figures only, not a release."
         )
 
+    def _name(self, argument: str) -> str:
+        return self._called.get(argument, f"privacy.gallery.{argument}")
+
     def _released(self, features: Tensor, pids: np.ndarray, camids: np.ndarray, *, noised: bool) -> ProtectedRows:
         if self.unit == "person" and self.enroll_cameras is None:
             seen = np.unique(camids)
@@ -261,7 +267,7 @@ class DPGallery(ProtectedGallery):
         cameras = (self.enroll_cameras or ()) if self.unit == "person" else ()
         if cameras and not np.isin(camids, cameras).any():
             raise ValueError(
-                f"privacy.gallery.enroll_cameras is {list(cameras)}, and the gallery has no row of them; its cameras: "
+                f"{self._name('enroll_cameras')} is {list(cameras)}, and the gallery has no row of them; its cameras: "
                 f"{np.unique(camids).tolist()}."
             )
         clean, units = clean_units(

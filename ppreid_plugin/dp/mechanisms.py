@@ -220,6 +220,6 @@ def build_mechanism(
         if key not in allowed:
             raise ValueError(
                 f"mechanism {name!r} takes no argument {key!r}; further arguments: {', '.join(allowed) or 'none'}. "
-                "Take it out of privacy.gallery.kwargs."
+                "Leave it out."
             )
     return mechanism(epsilon=epsilon, delta=delta, clip_norm=clip_norm, **kwargs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,3 +53,25 @@ class MechanismSpec:
     def __str__(self) -> str:
         options = ",".join(f"{key}={value}" for key, value in self.options.items())
         return f"{self.name}:{options}" if options else self.name
+
+
+@contextmanager
+def naming_flags(flags: Mapping[str, str]) -> Iterator[None]:
+    """Let a ValueError of the block that begins with an argument's name begin with the flag that it was given by.
+
+    Args:
+        flags: of the arguments.
+
+    Example:
+        >>> with naming_flags({"epsilon": "--epsilon"}):
+        ...     raise ValueError("epsilon is -1.0, must be > 0.")
+        Traceback (most recent call last):
+        ValueError: --epsilon is -1.0, must be > 0.
+    """
+    try:
+        yield
+    except ValueError as error:
+        argument, verb, rest = str(error).partition(" is ")
+        if type(error) is not ValueError or not verb or argument not in flags:
+            raise
+        raise ValueError(f"{flags[argument]} is {rest}") from None

@@ -45,7 +45,7 @@ def gallery_of(args: argparse.Namespace, *, seed: int) -> DPGallery:
     """
     return make_gallery(
         MechanismSpec.parse(args.mechanism),
-        key="--mechanism",
+        flags={name: f"--{name}" for name in ("mechanism", "epsilon", "delta", "unit", "transform")},
         epsilon=args.epsilon,
         unit=args.unit or "image",
         seed=seed,

@@ -1,7 +1,7 @@
 """Sweeps: utility of mechanisms over budgets, units and protocols, from saved features, with research noise.
 
-Parameters in a mechanism's written form are those of the mechanism, of `fit_prior`, and ``transform``, ``prototype``
-and ``max_rows_per_person`` of `DPGallery`.
+Parameters in a mechanism's written form are those of the mechanism, of `fit_prior`, and ``transform``, ``prototype``,
+``max_rows_per_person`` and ``clip_norm`` of `DPGallery`.
 
 Nothing is chosen here: every row says ``chosen_on: nothing``. Picking a mechanism, its parameters or a budget by these
 figures and then releasing the same gallery is a look at the gallery that the budget does not cover; :mod:`.choice`
@@ -10,8 +10,9 @@ picks on validation people instead.
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,21 @@ from ..dp.feature_files import load_arrays
 from ..dp.gallery import DPGallery
 from ..dp.mechanisms import MECHANISMS
 from ..dp.prior import Prior, fit_prior
-from ..dp.spec import MechanismSpec
+from ..dp.spec import MechanismSpec, naming_flags
 from ..dp.transforms import PublicTransform
 from ..dp.units import UNITS
 from ..evaluation import FPIRS, Extracted, open_set_figures, protected_sets
 from ..progress import track
+from ..registry import check_arguments
 from ..retrieval import evaluate, evaluate_enrolled
 
 PROTOCOLS = ("anonymous", "enrolled")
-_GALLERY_OPTIONS = ("transform", "prototype", "max_rows_per_person")  # of DPGallery, not of the mechanism
+_GALLERY_OPTIONS = ("transform", "prototype", "max_rows_per_person", "clip_norm")  # of DPGallery, not of the mechanism
+_NO_OPTIONS = ("epsilon", "delta", "train_features", "train_pids")  # what flags and files give
+_FLAGS = {
+    **{"mechanism": "--mechanisms", "epsilon": "--epsilons", "delta": "--delta", "unit": "--units"},
+    **{"transform": "--transform", "enroll_cameras": "--enroll-cameras"},
+}
 
 
 def make_gallery(
@@ -41,21 +48,35 @@ def make_gallery(
     unit: str,
     seed: int,
     delta: float | None,
-    key: str = "--mechanisms",
+    flags: Mapping[str, str] = _FLAGS,
     **common: Any,
 ) -> DPGallery:
     """Return the component that a mechanism with its parameters makes; ``delta`` goes to approximate ones only.
 
-    Errors name ``key``, the flag that the mechanism was given by; all else is an argument of `DPGallery`.
+    Args:
+        spec: the mechanism.
+        epsilon: as in `DPGallery`.
+        unit: as there.
+        seed: as there.
+        delta: of approximate mechanisms.
+        flags: that ``mechanism`` and the other arguments were given by, which errors name; those of a sweep.
+        common: further arguments of `DPGallery`.
 
     Raises:
         ValueError: an unknown name or option, or a value out of range.
     """
+    entry = MECHANISMS.get(spec.name, key=flags["mechanism"])
+    takers: list[Callable[..., Any]] = [entry, lambda transform, prototype, max_rows_per_person, clip_norm: None]
+    if "codebook" in inspect.signature(entry).parameters:
+        takers.append(fit_prior)
+    check_arguments(spec.options, takers, key=flags["mechanism"], given=_NO_OPTIONS)
     own = {key: value for key, value in spec.options.items() if key not in _GALLERY_OPTIONS}
     chosen = {key: value for key, value in spec.options.items() if key in _GALLERY_OPTIONS}
-    pure = MECHANISMS.get(spec.name, key=key).pure
+    written = {key: f"{key} of {flags['mechanism']}" for key in _GALLERY_OPTIONS if key in chosen or key not in flags}
+    called = {**flags, **written}
     given = {"epsilon": epsilon, "unit": unit, "seed": seed, "options": own, **common, **chosen}
-    return DPGallery(spec.name, delta=None if pure else delta, **given)
+    with naming_flags({**called, "public transform": called["transform"]}):
+        return DPGallery(spec.name, delta=None if entry.pure else delta, called=called, **given)
 
 
 class Fitter:

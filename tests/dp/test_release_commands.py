@@ -178,7 +178,21 @@ def test_list(capsys, what, name):
         (arguments("--gallery", "pickled.npz"), "'pickled.npz' cannot be read as .npz"),
         (arguments("--train", "codebook.npz"), "'codebook.npz' lacks features; it holds codebook."),
         (arguments("--train", ""), "--train must be given: transform 'center' is fitted on it."),
+        (arguments("--mechanism", "gausian"), "--mechanism is 'gausian'; registered"),
         (arguments("--mechanism", "gausian"), "Did you mean 'gaussian'?"),
+        (
+            arguments("--mechanism", "gaussian:sigma=1"),
+            "--mechanism has 'sigma'; allowed: clip_norm, max_rows_per_person",
+        ),
+        (arguments("--mechanism", "gaussian:epsilon=1"), "--mechanism has 'epsilon'; allowed: clip_norm"),
+        (arguments("--mechanism", "gaussian:transform=pcs"), "transform of --mechanism is 'pcs'; registered"),
+        (arguments("--mechanism", "prior_subset:codewords=1"), "codewords of --mechanism is 1, must be 2 to"),
+        (arguments("--mechanism", "prior_subset", "--codewords", "1"), "--codewords is 1, must be 2 to"),
+        (arguments("--max-rows-per-person", "-1"), "--max-rows-per-person is -1, must be a whole number >= 0"),
+        (arguments("--transform", "pcs"), "--transform is 'pcs'; registered"),
+        (arguments("--delta", "2"), "--delta is 2.0, gaussian needs 0 < delta < 1"),
+        (arguments(epsilon="0"), "--epsilon is 0.0, must be a finite number > 0"),
+        (arguments(budget="-1"), "--budget is -1.0, must be a finite number > 0"),
         (arguments("--mechanism", "none"), "mechanism 'none' is research only"),
         (arguments("--mechanism", "prior_subset"), "needs a codebook: --codewords M to fit one on --train"),
         (arguments("--mechanism", "codebook", "--codewords", "20"), "prior_is_public=True if these people"),
@@ -209,6 +223,7 @@ def test_errors_are_one_line_and_exit_code_2(saved, capsys, argv, message):
     assert code == 2
     assert len(error) == 1
     assert message in error[0]
+    assert "privacy." not in error[0]
     assert not Path("release").exists()
 
 

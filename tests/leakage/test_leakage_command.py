@@ -332,6 +332,16 @@ def test_attackers_may_learn_from_the_gallery(files, tmp_path, capsys):
         (("--unit", "person"), "--unit is 'person' without --mechanism"),
         (("--delta", "1e-6"), "--delta is 1e-06 without --mechanism"),
         (("--mechanism", "gausian", "--epsilon", "8"), "--mechanism is 'gausian'; registered"),
+        (("--mechanism", "gaussian:sigma=1", "--epsilon", "8"), "--mechanism has 'sigma'; allowed: clip_norm, max"),
+        (("--mechanism", "gaussian:epsilon=3", "--epsilon", "8"), "--mechanism has 'epsilon'; allowed: clip_norm"),
+        (("--mechanism", "codebook", "--epsilon", "8"), "Give for example: --mechanism codebook:codewords=1024"),
+        (
+            ("--mechanism", "gaussian:max_rows_per_person=x", "--epsilon", "8"),
+            "max_rows_per_person of --mechanism is 'x', must be a whole number >= 0",
+        ),
+        (("--mechanism", "gaussian", "--epsilon", "-1"), "--epsilon is -1.0, must be a finite number > 0"),
+        (("--mechanism", "gaussian", "--epsilon", "8", "--delta", "0"), "--delta is 0.0, gaussian needs 0 < delta"),
+        (("--mechanism", "gaussian", "--epsilon", "8", "--transform", "pcs"), "--transform is 'pcs'; registered"),
         (
             ("--attacks", "linkage", "--judge-model", "osnet_x0_25", "--judge-weights", "w"),
             "--judge-model looks at reconstructions: add reconstruction to --attacks",
@@ -343,6 +353,7 @@ def test_flags_that_would_do_nothing_are_refused(files, tmp_path, capsys, flags,
     code, _, err = run(capsys, *argv)
     assert code == 2
     assert message in err
+    assert "privacy." not in err
     assert not (tmp_path / "leakage.json").exists()
 
 

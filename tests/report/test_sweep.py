@@ -214,6 +214,49 @@ def test_flags_that_lack_something_are_named(argv, message, capsys):
 
 
 @pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--mechanisms", "gaussian:sigma=1"],
+            "--mechanisms has 'sigma'; allowed: clip_norm, max_rows_per_person, proto",
+        ),
+        (["--mechanisms", "gaussian:epsilon=3"], "--mechanisms has 'epsilon'; allowed: clip_norm"),
+        (["--mechanisms", "privunit_g:delta=0"], "--mechanisms has 'delta'; allowed: clip_norm, dimension"),
+        (
+            ["--mechanisms", "prior_subset"],
+            "size is missing. Give for example: --mechanisms prior_subset:codewords=1024",
+        ),
+        (["--mechanisms", "gaussian:max_rows_per_person=-1"], "max_rows_per_person of --mechanisms is -1, must be"),
+        (["--mechanisms", "gaussian:transform=centre"], "transform of --mechanisms is 'centre'; registered"),
+        (["--mechanisms", "gaussian:clip_norm=0"], "clip_norm of --mechanisms is 0, must be a finite number > 0"),
+        (["--transform", "centre"], "--transform is 'centre'; registered"),
+        (["--epsilons", "4", "nan"], "--epsilons is nan, must be a finite number > 0"),
+        (["--delta", "2"], "--delta is 2.0, gaussian needs 0 < delta < 1"),
+        (["--units", "person", "--enroll-cameras", "9"], "--enroll-cameras is [9], and the gallery has no row of them"),
+        (
+            ["--units", "person", "--mechanisms", "gaussian:prototype=False", "--epsilons", "1e-300"],
+            "nothing for each. Set max_rows_per_person of --mechanisms lower, or prototype of --mechanisms True.",
+        ),
+    ],
+)
+def test_errors_name_the_flag_and_no_key_of_a_configuration(tmp_path, capsys, flags, message):
+    argv = ["--out", str(tmp_path / "sweep.json"), "--mechanisms", "gaussian", "--seeds", "1"]
+    for name, rows in (("train", TRAIN), ("query", QUERY), ("gallery", GALLERY)):
+        np.savez(tmp_path / f"{name}.npz", features=rows.features.numpy(), pids=rows.pids, camids=rows.camids)
+        argv += [f"--{name}", str(tmp_path / f"{name}.npz")]
+    assert cli.run(sweep_command, [*argv, *flags]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "privacy." not in err
+
+
+def test_a_mechanisms_written_form_may_clip():
+    spec = MechanismSpec.parse("gaussian:clip_norm=0.5")
+    gallery = make_gallery(spec, epsilon=8.0, unit="image", seed=1, delta=None)
+    assert gallery.mechanism.describe()["clip_norm"] == 0.5
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: MechanismSpec.parse("prior_subset:codewords"), "'codewords' must be NAME=VALUE"),
@@ -221,7 +264,7 @@ def test_flags_that_lack_something_are_named(argv, message, capsys):
             lambda: sweep(TRAIN, QUERY, GALLERY, mechanisms=[SUBSET], epsilons=[1.0], protocols=["anonymus"]),
             "--protocols has 'anonymus'; allowed: anonymous, enrolled",
         ),
-        (lambda: sweep(TRAIN, QUERY, GALLERY, mechanisms=[SUBSET], epsilons=[1.0, -1.0]), "epsilon is -1.0"),
+        (lambda: sweep(TRAIN, QUERY, GALLERY, mechanisms=[SUBSET], epsilons=[1.0, -1.0]), "--epsilons is -1.0"),
         (lambda: sweep(TRAIN, QUERY, GALLERY, mechanisms=[SUBSET], epsilons=[1.0], seeds=0), "--seeds is 0"),
     ],
 )
