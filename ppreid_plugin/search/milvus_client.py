@@ -11,6 +11,9 @@ from typing import Any
 
 TOKEN = "MILVUS_TOKEN"  # noqa: S105  (the name of the variable that holds it)
 CALL_S = 60.0  # a call to a server that answered once
+# By default a server's reads may lag by seconds: rows that were deleted are found, and counts are those of before.
+CONSISTENCY = "Strong"
+_READS = ("query", "search")
 
 _FIX = f"Check uri= and the environment variable {TOKEN}, and that the server runs."
 
@@ -46,12 +49,14 @@ class MilvusConnection:
         self._error: type[Exception] = milvus.MilvusException
 
     def call(self, name: str, *arguments: Any, **more: Any) -> Any:
-        """Call a method of the client with the time limit.
+        """Call a method of the client with the time limit; reads see all that was written before.
 
         Raises:
             ConnectionError: it failed on a server, or took too long.
             ValueError: it failed in an embedded file.
         """
+        if name in _READS:
+            more["consistency_level"] = CONSISTENCY
         with self._named():
             return getattr(self.client, name)(*arguments, timeout=CALL_S, **more)
 

@@ -7,7 +7,8 @@ noise. Codes are of the same features through ``prior_subset`` at epsilon 16 (re
 in a set), and compared with a scan of the rows that they stand for. Queries are clean features of the same people.
 
 SEARCH_ROWS (5,000), SEARCH_QUERIES (200), SEARCH_COLUMNS (512) and SEARCH_BACKENDS (all; names of CONFIGURATIONS)
-change the run. Threads are what OMP_NUM_THREADS says.
+change the run. MILVUS_TEST_URI adds that server's flat and hnsw; what it holds under the name ``benchmark`` is replaced.
+Threads are what OMP_NUM_THREADS says.
 """
 
 import os
@@ -44,6 +45,9 @@ CONFIGURATIONS = {
     "exact codes": ("exact", {"storage": "codes"}),
     "exact float32 of codes": ("exact", {"storage": "float32"}),
 }
+if uri := os.environ.get("MILVUS_TEST_URI"):
+    SERVED = {"uri": uri, "collection": "benchmark"}
+    CONFIGURATIONS |= {f"milvus server {kind}": ("milvus", {"kind": kind, **SERVED}) for kind in ("flat", "hnsw")}
 CHOSEN = [name for name in os.environ.get("SEARCH_BACKENDS", ",".join(CONFIGURATIONS)).split(",") if name]
 
 

@@ -45,13 +45,30 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture
 def server(tmp_path):
-    """The URI of a server in a thread of this process, over files of its own."""
+    """The URI of a server in a thread of this process, over files of its own.
+
+    MILVUS_TEST_URI names a real one in its place; all that it holds is dropped before and after each test.
+    """
+    if (uri := os.environ.get("MILVUS_TEST_URI")) is not None:
+        drop_everything(uri)
+        yield uri
+        drop_everything(uri)
+        return
     from milvus_lite.adapter.grpc.server import start_server_in_thread
 
     running, files, port = start_server_in_thread(str(tmp_path / "server"), host="127.0.0.1", port=0)
     yield f"http://127.0.0.1:{port}"
     running.stop(grace=0)
     files.close()
+
+
+def drop_everything(uri):
+    connection = MilvusConnection(uri, 3.0)
+    for name in connection.call("list_collections"):
+        for alias in connection.call("list_aliases", name)["aliases"]:
+            connection.call("drop_alias", alias)
+        connection.call("drop_collection", name)
+    connection.close()
 
 
 def collections(uri):
@@ -105,6 +122,27 @@ def test_the_order_is_ours_whatever_order_the_server_answers_in(tmp_path, monkey
             assert one.row_ids == other.row_ids
             np.testing.assert_array_equal(one.scores, other.scores)
             assert one.pids.tolist() == other.pids.tolist()
+
+
+def test_reads_wait_for_what_was_written(tmp_path, drawn, server, monkeypatch):
+    """milvus-lite does not lag; a server that is asked for less finds deleted people for seconds."""
+    from pymilvus import MilvusClient
+
+    asked = []
+    for name in ("create_collection", "query", "search"):
+        original = getattr(MilvusClient, name)
+
+        def spy(*arguments, _name=name, _original=original, **more):
+            asked.append((_name, more.get("consistency_level")))
+            return _original(*arguments, **more)
+
+        monkeypatch.setattr(MilvusClient, name, spy)
+    build_index(drawn / "first", tmp_path / "i", backend="milvus", options={"uri": server})
+    delete_rows(tmp_path / "i", pids=[3])
+    with open_index(tmp_path / "i") as index:
+        assert 3 not in index.search(np.ones((1, index.record.columns)), 20)[0].pids
+    assert {name for name, _ in asked} == {"create_collection", "query", "search"}
+    assert {level for _, level in asked} == {"Strong"}
 
 
 @pytest.mark.parametrize("where", ["embedded", "server"])
