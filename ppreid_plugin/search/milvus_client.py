@@ -12,8 +12,7 @@ from typing import Any
 TOKEN = "MILVUS_TOKEN"  # noqa: S105  (the name of the variable that holds it)
 CALL_S = 60.0  # a call to a server that answered once
 # By default a server's reads may lag by seconds: rows that were deleted are found, and counts are those of before.
-CONSISTENCY = "Strong"
-_READS = ("query", "search")
+STRONG = "Strong"
 
 _FIX = f"Check uri= and the environment variable {TOKEN}, and that the server runs."
 
@@ -49,21 +48,26 @@ class MilvusConnection:
         self._error: type[Exception] = milvus.MilvusException
 
     def call(self, name: str, *arguments: Any, **more: Any) -> Any:
-        """Call a method of the client with the time limit; reads see all that was written before.
+        """Call a method of the client with the time limit.
 
         Raises:
             ConnectionError: it failed on a server, or took too long.
             ValueError: it failed in an embedded file.
         """
-        if name in _READS:
-            more["consistency_level"] = CONSISTENCY
         with self._named():
             return getattr(self.client, name)(*arguments, timeout=CALL_S, **more)
 
+    def query(self, collection: str, limits: str, fields: list[str]) -> list[dict[str, Any]]:
+        """Return these fields of the rows within the limits; all that was written before is seen."""
+        found: list[dict[str, Any]] = self.call(
+            "query", collection, filter=limits, output_fields=fields, consistency_level=STRONG
+        )
+        return found
+
     def count(self, collection: str, below: int | None = None) -> int:
         """Return how many rows of a collection there are, or have a number below ``below``."""
-        limit = "" if below is None else f"number < {below}"
-        return int(self.call("query", collection, filter=limit, output_fields=["count(*)"])[0]["count(*)"])
+        limits = "" if below is None else f"number < {below}"
+        return int(self.query(collection, limits, ["count(*)"])[0]["count(*)"])
 
     def close(self) -> None:
         """Let go of the server, or of the embedded file, so that another process can open it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from ppreid_plugin.search.hits import Hits, best, decode_names, encode_names
 from ppreid_plugin.search.index import GalleryIndex, IndexWriter, register_index
 from ppreid_plugin.search.milvus_client import MilvusConnection, import_pymilvus
 from ppreid_plugin.search.milvus_writer import DATABASE, MOST_HITS, NUMBERS, MilvusWriter, place_of, rows_a_call
-from ppreid_plugin.search.record import ERASING, IndexRecord
+from ppreid_plugin.search.record import ERASING, RECORD, IndexRecord
 from ppreid_plugin.search.record_shape import Shape, misfit, number, text, whole
 from ppreid_plugin.search.source import RowBatch, RowSource
 from ppreid_plugin.search.storage import dot_products
 
 KINDS = ("flat", "hnsw", "ivf_flat")
+CONSISTENCY = ("auto", "strong", "bounded")
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _LEAST = {"links": 2}  # Milvus takes 2 to 2,048
@@ -40,10 +42,13 @@ _STORED: Shape = {
     "uri": lambda value: isinstance(value, str) and (not value or value.startswith(("http://", "https://"))),
     "collection": text,
     "timeout_s": number,
+    "consistency": lambda value: value in CONSISTENCY,
     "_collection": text,
     "_rows": whole(1),
     ERASING: whole(0),
 }
+_BEFORE = {ERASING: 0, "consistency": "auto"}  # of records that do not say
+_SETTLED_S = 60.0  # after which no server lags behind a deletion, nor a clock behind another
 _READ = 16_384  # rows a step
 
 
@@ -59,6 +64,10 @@ class MilvusIndex(GalleryIndex):
         links, ef_construction, ef_search: hnsw: neighbors a row, breadth of the search while building and searching.
         lists, probes: ivf_flat: number of lists, and of those read a query.
         timeout_s: seconds to wait for a server's first answer.
+        consistency: of searches on a server. ``strong``: they see every deletion that ended before, and wait for that,
+            some 0.4 s a call. ``bounded``: at once, and what was deleted may be found for as long as the server lags
+            (5 s unless it is told otherwise). ``auto`` (default): strong for a minute after ``index.json`` was last
+            written, as every deletion and build does, and bounded from then on.
     """
 
     name = "milvus"
@@ -87,7 +96,7 @@ class MilvusIndex(GalleryIndex):
         """Return all options, and the name of a new collection; the server is asked whether it is there."""
         kind = choice("kind", options.get("kind", "flat"), KINDS)
         numbers = {name: one[1] for name, one in NUMBERS.items() if kind in one[0]}
-        allowed = ["uri", "collection", "kind", "timeout_s", *numbers]
+        allowed = ["uri", "collection", "kind", "timeout_s", "consistency", *numbers]
         if unknown := [name for name in options if name not in allowed]:
             raise ValueError(
                 f"--backend milvus:kind={kind} has '{unknown[0]}'; allowed: {', '.join(allowed)}."
@@ -105,18 +114,22 @@ class MilvusIndex(GalleryIndex):
         timeout = options.get("timeout_s", 3.0)
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < 1e6:
             raise ValueError(f"timeout_s is {timeout!r}, must be a number of seconds > 0.")
+        consistency = choice("consistency", options.get("consistency", "auto"), CONSISTENCY)
+        if consistency != "auto" and not uri:
+            raise ValueError(f"consistency is {consistency!r} without uri: an embedded file never lags. Leave it out.")
         import_pymilvus(embedded=not uri)
         if uri:
             MilvusConnection(uri, float(timeout)).close()
         drawn = {"_collection": f"{collection}_{secrets.token_hex(4)}", "_rows": source.rows}
-        return {"uri": uri, "collection": collection, "kind": kind, "timeout_s": float(timeout), **numbers, **drawn}
+        place = {"uri": uri, "collection": collection, "timeout_s": float(timeout), "consistency": consistency}
+        return {**place, "kind": kind, **numbers, **drawn}
 
     @classmethod
     def sound_options(cls, options: Mapping[str, Any]) -> bool:
         """Return whether place, collection, kind and all numbers of the kind are named."""
         kind = options.get("kind")
         numbers = {name: whole(1) for name, one in NUMBERS.items() if kind in one[0]}
-        return kind in KINDS and misfit({ERASING: 0, **options}, {**_STORED, **numbers}) is None
+        return kind in KINDS and misfit({**_BEFORE, **options}, {**_STORED, **numbers}) is None
 
     @classmethod
     def writer(
@@ -201,9 +214,7 @@ class MilvusIndex(GalleryIndex):
         window = min(size, rows_a_call(self.record.columns))
         for first in range(start, self.record.options["_rows"], window):
             limits = f"number >= {first} and number < {first + window}"
-            found = self._connection.call(
-                "query", self._collection, filter=limits, output_fields=["row_id", "vector", *_fields(self.record)]
-            )
+            found = self._connection.query(self._collection, limits, ["row_id", "vector", *_fields(self.record)])
             if found:
                 yield _batch(sorted(found, key=lambda row: row["number"]), self.record)
 
@@ -227,12 +238,20 @@ class MilvusIndex(GalleryIndex):
                 limit=limit,
                 search_params={"metric_type": "COSINE", "params": asked},
                 output_fields=["row_id", "vector", *_fields(self.record)],
+                consistency_level=self._consistency(),
             )
             hits += [
                 self._rescored(query, [hit["entity"] for hit in one], top)
                 for query, one in zip(some, found, strict=True)
             ]
         return hits
+
+    def _consistency(self) -> str:
+        asked: str = self.record.options.get("consistency", "auto")
+        if asked == "auto":
+            changed = (self.folder / RECORD).stat().st_mtime
+            asked = "bounded" if time.time() - changed > _SETTLED_S else "strong"
+        return asked.capitalize()
 
     def _rescored(self, query: npt.NDArray[np.float64], rows: list[dict[str, Any]], top: int) -> Hits:
         batch = _batch(rows, self.record)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ppreid_plugin.search.hits import decode_names
 from ppreid_plugin.search.index import IndexWriter
-from ppreid_plugin.search.milvus_client import CONSISTENCY, MilvusConnection
+from ppreid_plugin.search.milvus_client import STRONG, MilvusConnection
 from ppreid_plugin.search.source import RowBatch, RowSource
 
 MOST_HITS = 16_384  # Milvus's own limit of one search or query
@@ -72,7 +72,7 @@ class MilvusWriter(IndexWriter):
             self._name,
             schema=schema,
             index_params=index,
-            consistency_level=CONSISTENCY,  # for other clients: a person who was deleted is found no more
+            consistency_level=STRONG,  # for other clients: a person who was deleted is found no more
             properties={f"ppreid.{name}": json.dumps(value) for name, value in self._metadata.items()},
         )
 

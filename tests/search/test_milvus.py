@@ -1,5 +1,6 @@
 """The Milvus backend on milvus-lite: embedded, and as a server that is reached by its URI."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -143,6 +144,41 @@ def test_reads_wait_for_what_was_written(tmp_path, drawn, server, monkeypatch):
         assert 3 not in index.search(np.ones((1, index.record.columns)), 20)[0].pids
     assert {name for name, _ in asked} == {"create_collection", "query", "search"}
     assert {level for _, level in asked} == {"Strong"}
+    asked.clear()
+    long_ago = time.time() - 100
+    os.utime(tmp_path / "i" / "index.json", (long_ago, long_ago))
+    with open_index(tmp_path / "i") as index:
+        index.search(np.ones((1, index.record.columns)), 20)
+        os.utime(tmp_path / "i" / "index.json")  # somebody deletes a person while it is open
+        index.search(np.ones((1, index.record.columns)), 20)
+    assert [level for name, level in asked if name == "search"] == ["Bounded", "Strong"]
+    assert {level for name, level in asked if name == "query"} == {"Strong"}
+
+
+@pytest.mark.parametrize(("consistency", "level"), [("strong", "Strong"), ("bounded", "Bounded")])
+def test_a_consistency_that_is_asked_for_holds(tmp_path, drawn, server, monkeypatch, consistency, level):
+    options = {"uri": server, "consistency": consistency}
+    build_index(drawn / "first", tmp_path / "i", backend="milvus", options=options)
+    with open_index(tmp_path / "i") as index:
+        call, asked = index._connection.call, []
+
+        def spy(name, *arguments, **more):
+            asked.append(more.get("consistency_level"))
+            return call(name, *arguments, **more)
+
+        monkeypatch.setattr(index._connection, "call", spy)
+        index.search(np.ones((1, index.record.columns)), 20)
+    assert asked == [level]
+
+
+def test_an_index_from_before_there_was_a_consistency_opens(tmp_path, drawn, server):
+    build_index(drawn / "first", tmp_path / "i", backend="milvus", options={"uri": server})
+    path = tmp_path / "i" / "index.json"
+    record = json.loads(path.read_text())
+    del record["options"]["consistency"]
+    path.write_text(json.dumps(record))
+    with open_index(tmp_path / "i") as index:
+        assert len(index.search(np.ones((1, index.record.columns)), 20)[0]) == 20
 
 
 @pytest.mark.parametrize("where", ["embedded", "server"])
@@ -476,6 +512,8 @@ def test_the_token_is_used_and_never_written(tmp_path, drawn, server, monkeypatc
         ({"uri": "ftp://x"}, "uri is 'ftp://x', must be http://HOST:PORT or https://HOST:PORT; left out: a file"),
         ({"collection": "my gallery"}, "collection is 'my gallery', must be letters, digits and '_'"),
         ({"timeout_s": 0}, "timeout_s is 0, must be a number of seconds > 0"),
+        ({"consistency": "weak"}, "consistency is 'weak'; allowed: auto, strong, bounded"),
+        ({"consistency": "bounded"}, "consistency is 'bounded' without uri: an embedded file never lags"),
     ],
 )
 def test_options_are_checked(options, message):
