@@ -188,11 +188,13 @@ def as_pids(name: str, pids: Labels | Collection[int]) -> IntArray:
     """Return ``pids``, any number of them, as int64.
 
     Raises:
-        ValueError: not whole numbers, or no sequence.
+        ValueError: not whole numbers below 2^63, or no sequence.
     """
     array = _array(name, sorted(pids) if isinstance(pids, (set, frozenset)) else pids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(
             f"{name} is {pids!r}, must be whole numbers (below 2^63) in a sequence. Pass for example {name}=(0,)."
         )
+    if array.dtype == np.uint64 and bool((array > _LARGEST).any()):
+        raise ValueError(f"{name} has {array.max()}, must be below 2^63. Pass for example {name}=(0,).")
     return array.astype(np.int64)

@@ -127,6 +127,10 @@ ODD_CALLS = {
         lambda: evaluate_open_set(QUERY, GALLERY, *LABELS, background_features=np.array(3.0), background_camids=[0]),
         r"background_features has shape \(\)",
     ),
+    "pids too large": (
+        lambda: evaluate_enrolled(QUERY, GALLERY, *LABELS, background_pids=[2**63]),
+        r"background_pids has 9223372036854775808, must be below 2\^63",
+    ),
     "pids half": (lambda: evaluate_enrolled(QUERY, GALLERY, *LABELS, background_pids=[0.5]), "background_pids is"),
     "pids text": (lambda: evaluate_open_set(QUERY, GALLERY, *LABELS, background_pids="x"), "background_pids is 'x'"),
     "pids 0": (lambda: evaluate_enrolled(QUERY, GALLERY, *LABELS, background_pids=0), "background_pids is 0, must be"),
