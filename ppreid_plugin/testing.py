@@ -40,6 +40,7 @@ class EvaluationMixin:
     test_loader: dict[str, Any]
     epoch: int
     writer: Any
+    use_gpu: bool
     _replaying: bool
 
     @property
@@ -126,8 +127,9 @@ class EvaluationMixin:
         self._replaying = True
         try:
             max_rank = max(50, *options["ranks"])
-            ranking = {"exclude_same_camera": self.exclude_same_camera, "max_rank": max_rank}
-            with exact_ranking(**ranking, rerank=options["rerank"]) as rankings:
+            with exact_ranking(
+                exclude_same_camera=self.exclude_same_camera, max_rank=max_rank, use_gpu=self.use_gpu
+            ) as rankings:
                 rank1 = super().test(**options)  # type: ignore[misc]
         finally:
             self._replaying = False
