@@ -22,6 +22,8 @@ from functools import lru_cache
 from scipy.optimize import minimize_scalar
 from scipy.special import betaln, expit, log_expit, log_ndtr
 
+LEAST_EPSILON = 1e-100  # the error of one row grows as 1 / epsilon^2, which leaves float64 below 1e-153
+
 _LOG_2 = math.log(2)
 _LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
 

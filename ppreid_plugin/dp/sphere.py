@@ -11,8 +11,9 @@ rejection: <v, x> comes from its inverse distribution function, the rest is orth
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ import torch
 from scipy.special import betaincinv, ndtri, ndtri_exp
 
 from ppreid_plugin.dp.arrays import unit_rows
-from ppreid_plugin.dp.caps import CapParameters, privunit_g_parameters, privunit_parameters
+from ppreid_plugin.dp.caps import LEAST_EPSILON, CapParameters, privunit_g_parameters, privunit_parameters
 from ppreid_plugin.dp.mechanisms import Mechanism, register_mechanism
 from ppreid_plugin.dp.noise import ResearchNoise
 
@@ -31,7 +32,7 @@ class SphereMechanism(Mechanism):
     """What PrivUnit and PrivUnitG share: rows of length 1, pure DP, parameters that depend on the number of columns.
 
     Args:
-        epsilon: budget of one row under *replace* adjacency, > 0.
+        epsilon: budget of one row under *replace* adjacency, 1e-100 or more.
         delta: None or 0.
         clip_norm: checked and not used, so that a config can switch mechanisms by name alone: every row is normalized.
         dimension: number of columns, if :meth:`describe` shall tell the parameters before the first rows are seen.
@@ -42,11 +43,21 @@ class SphereMechanism(Mechanism):
     """
 
     pure = True
+    most_epsilon: ClassVar[float] = math.inf
 
     def __init__(
         self, epsilon: float, delta: float | None = None, clip_norm: float = 1.0, dimension: int | None = None
     ) -> None:
         super().__init__(epsilon, delta, clip_norm)
+        if self.epsilon < LEAST_EPSILON:
+            raise ValueError(
+                f"epsilon is {epsilon!r}, {self.name} is computed from {LEAST_EPSILON:g} on. Take that or more; so "
+                "small a budget is nothing but noise."
+            )
+        if self.epsilon > self.most_epsilon:
+            raise ValueError(
+                f"epsilon is {epsilon!r}, {self.name} is computed up to {self.most_epsilon:g}. Use privunit_g, or none."
+            )
         self.clip_norm, self.sensitivity = 1.0, 2.0
         self.dimension = dimension
         if dimension is not None:
@@ -86,7 +97,7 @@ class PrivUnitG(SphereMechanism):
     to four times less score noise than the Gaussian mechanism, and delta is 0.
 
     Args:
-        epsilon: budget of one row under *replace* adjacency, > 0.
+        epsilon: budget of one row under *replace* adjacency, 1e-100 or more.
         delta: None or 0.
         clip_norm: not used: every row is normalized, a zero row becomes e_1.
         dimension: number of columns, optional.
@@ -130,7 +141,7 @@ class PrivUnit(SphereMechanism):
     little better below.
 
     Args:
-        epsilon: budget of one row under *replace* adjacency, in (0, 500].
+        epsilon: budget of one row under *replace* adjacency, 1e-100 to 500.
         delta: None or 0.
         clip_norm: not used: every row is normalized, a zero row becomes e_1.
         dimension: number of columns, optional; at least 2.
@@ -151,13 +162,7 @@ class PrivUnit(SphereMechanism):
     """
 
     name = "privunit"
-
-    def __init__(
-        self, epsilon: float, delta: float | None = None, clip_norm: float = 1.0, dimension: int | None = None
-    ) -> None:
-        super().__init__(epsilon, delta, clip_norm, dimension)
-        if self.epsilon > 500:
-            raise ValueError(f"epsilon is {epsilon!r}, privunit is computed up to 500. Use privunit_g, or none.")
+    most_epsilon = 500.0
 
     def parameters(self, dimension: int) -> CapParameters:
         """Return the best cap for that many columns."""

@@ -98,6 +98,17 @@ def test_no_other_threshold_is_better(parameters, epsilon, dimension):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dimension", [2, 512, 100_000])
+def test_the_least_budget_has_the_error_of_the_smallest_ones(name, dimension):
+    """Proportional to 1 / epsilon where e^epsilon is 1 + epsilon."""
+    small, least = (build_mechanism(name, epsilon=epsilon, dimension=dimension) for epsilon in (1e-10, 1e-100))
+    assert least.effective_sigma == pytest.approx(1e90 * small.effective_sigma, rel=1e-9)
+    released = least.privatize(np.eye(2, dimension), generator=np.random.default_rng(0))
+    assert np.isfinite(released).all()
+    assert np.abs(released).max() > 1e99
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dimension", [2, 3, 512])
 @pytest.mark.parametrize("epsilon", [0.5, 4.0, 16.0])
 def test_output_is_unbiased_and_has_the_stated_error(name, dimension, epsilon):
@@ -198,6 +209,9 @@ def test_dimension_is_known_before_or_with_the_first_rows():
     ("call", "message"),
     [
         (lambda: PrivUnit(epsilon=501.0), "epsilon is 501.0, privunit is computed up to 500"),
+        (lambda: PrivUnit(epsilon=1e9, dimension=8), "epsilon is 1000000000.0, privunit is computed up to 500"),
+        (lambda: PrivUnitG(epsilon=5e-324), "epsilon is 5e-324, privunit_g is computed from 1e-100 on"),
+        (lambda: PrivUnit(epsilon=9e-101, dimension=8), "epsilon is 9e-101, privunit is computed from 1e-100 on"),
         (
             lambda: PrivUnit(epsilon=1.0).privatize(np.ones((2, 1))),
             "features have 1 columns, PrivUnit needs at least 2",

@@ -340,6 +340,7 @@ def test_attackers_may_learn_from_the_gallery(files, tmp_path, capsys):
             "max_rows_per_person of --mechanism is 'x', must be a whole number >= 0",
         ),
         (("--mechanism", "gaussian", "--epsilon", "-1"), "--epsilon is -1.0, must be a finite number > 0"),
+        (("--mechanism", "privunit_g", "--epsilon", "5e-324"), "--epsilon is 5e-324, privunit_g is computed from"),
         (("--mechanism", "gaussian", "--epsilon", "8", "--delta", "0"), "--delta is 0.0, gaussian needs 0 < delta"),
         (("--mechanism", "gaussian", "--epsilon", "8", "--transform", "pcs"), "--transform is 'pcs'; registered"),
         (

@@ -231,6 +231,10 @@ def test_flags_that_lack_something_are_named(argv, message, capsys):
         (["--mechanisms", "gaussian:clip_norm=0"], "clip_norm of --mechanisms is 0, must be a finite number > 0"),
         (["--transform", "centre"], "--transform is 'centre'; registered"),
         (["--epsilons", "4", "nan"], "--epsilons is nan, must be a finite number > 0"),
+        (
+            ["--mechanisms", "privunit_g", "--epsilons", "5e-324"],
+            "--epsilons is 5e-324, privunit_g is computed from 1e-100 on. Take that or more",
+        ),
         (["--delta", "2"], "--delta is 2.0, gaussian needs 0 < delta < 1"),
         (["--units", "person", "--enroll-cameras", "9"], "--enroll-cameras is [9], and the gallery has no row of them"),
         (
