@@ -23,8 +23,16 @@ from ppreid_plugin.dp.journal import fsync_folder, write_file
 from ppreid_plugin.dp.stored import MANIFEST, Release, load_release
 from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.search.build_journal import BuildJournal
-from ppreid_plugin.search.generations import LOCK, clean, next_generation, remove_temporary, require_ours, writing
-from ppreid_plugin.search.index import INDEXES, PUBLIC
+from ppreid_plugin.search.generations import (
+    LOCK,
+    clean,
+    leftovers,
+    next_generation,
+    remove_temporary,
+    require_ours,
+    writing,
+)
+from ppreid_plugin.search.index import INDEXES, PUBLIC, IndexWriter
 from ppreid_plugin.search.opt_outs import OptOuts, known_opt_outs, naming, rows_without_pids, still_out
 from ppreid_plugin.search.record import (
     RECORD,
@@ -107,8 +115,12 @@ def build_index(
         )
         return out, source, record
 
-    if not (folder / LOCK).exists():
-        planned(*_standing(folder))  # the first build here: one that is refused leaves no lock, and no folder
+    if not (folder / LOCK).exists():  # the first build here: one that is refused leaves no lock, and no folder
+        current, damaged = _standing(folder)
+        _, source, record = planned(current, damaged)
+        if not folder.is_dir() or not leftovers(folder):  # else the place may belong to those
+            with closing(_writer(folder, record, source, current)) as writer:
+                writer.look()
     with writing(folder):
         current, damaged = _standing(folder)
         out, source, record = planned(current, damaged)
@@ -164,9 +176,9 @@ def write_generation(
     if fits and journal.plan is not None:
         record = replace(record, options=journal.plan["options"])  # names that were drawn by the first try
     clean(folder, keep=record.generation if fits else "")
-    writer = kind.writer(generation, record.options, source, _public_metadata(record), _replaced(current, record))
-    with closing(writer), room_for(generation):
+    with closing(_writer(folder, record, source, current)) as writer, room_for(generation):
         if not fits or not journal.rows or not writer.resume(journal.rows):
+            writer.look()
             shutil.rmtree(generation, ignore_errors=True)
             generation.mkdir()
             journal.start({**content_of(record), "options": record.options})
@@ -236,12 +248,10 @@ def _mended(folder: Path, current: IndexRecord, record: IndexRecord) -> IndexRec
     return whole
 
 
-def _public_metadata(record: IndexRecord) -> dict[str, Any]:
-    return {"metric": record.metric, **record.release}
-
-
-def _replaced(current: IndexRecord | None, record: IndexRecord) -> dict[str, Any] | None:
-    return current.options if current is not None and current.backend == record.backend else None
+def _writer(folder: Path, record: IndexRecord, source: RowSource, current: IndexRecord | None) -> IndexWriter:
+    metadata = {"metric": record.metric, **record.release}
+    replaces = current.options if current is not None and current.backend == record.backend else None
+    return INDEXES.get(record.backend).writer(folder / record.generation, record.options, source, metadata, replaces)
 
 
 def _labels(source: RowSource) -> tuple[str, ...]:

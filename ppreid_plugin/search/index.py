@@ -35,6 +35,9 @@ _TRIES = 5  # to open an index whose rows are replaced meanwhile
 class IndexWriter(ABC):
     """Writes the rows of one generation; a process that is killed goes on after the last finished batch."""
 
+    def look(self) -> None:  # noqa: B027  (most have their place in the generation's folder)
+        """Raise ValueError if the place belongs to something else; nothing is written yet, nor by this."""
+
     @abstractmethod
     def begin(self) -> None:
         """Make room, over whatever an earlier try left."""

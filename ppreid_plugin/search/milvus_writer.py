@@ -50,6 +50,10 @@ class MilvusWriter(IndexWriter):
         self._replaces = (replaces or {}).get("_collection")
         self._open: MilvusConnection | None = None
 
+    def look(self) -> None:
+        """Ask a server whose the alias is."""
+        self._check_alias()
+
     def begin(self) -> None:
         """Make the collection, empty."""
         self._check_alias()

@@ -352,12 +352,56 @@ def test_a_name_on_the_server_that_is_not_ours_is_left_alone(tmp_path, drawn, se
     ):
         build_index(drawn / "first", tmp_path / "other", backend="milvus", options=options)
     assert collections(server) == before
+    assert not (tmp_path / "other").exists()
     connection = MilvusConnection(server, 3.0)
     connection.client.create_collection("taken", dimension=4)
     connection.close()
     with pytest.raises(ValueError, match="the name 'taken' belongs to collection 'taken'"):
         build_index(drawn / "first", tmp_path / "o", backend="milvus", options={"uri": server, "collection": "taken"})
+    assert not (tmp_path / "o").exists()
+    standing = sorted((tmp_path / "i").rglob("*"))
+    with pytest.raises(ValueError, match="the name 'taken' belongs to collection 'taken'"):
+        build_index(drawn / "first", tmp_path / "i", backend="milvus", options={"uri": server, "collection": "taken"})
+    assert sorted((tmp_path / "i").rglob("*")) == standing
     build_index(drawn / "second", tmp_path / "i", backend="milvus", options=options)  # its own may move
+
+
+@pytest.mark.parametrize("step", ["planned", "begun", "finished"])
+def test_a_name_that_is_taken_while_the_rows_are_written_is_left_alone(tmp_path, drawn, server, monkeypatch, step):
+    options = {"uri": server, "collection": "shared"}
+
+    def taken(at):
+        if at == step:
+            connection = MilvusConnection(server, 3.0)
+            connection.client.create_collection("shared", dimension=4)
+            connection.close()
+
+    monkeypatch.setattr(building, "reached", taken)
+    with pytest.raises(ValueError, match="the name 'shared' belongs to collection 'shared' on this server"):
+        build_index(drawn / "first", tmp_path / "i", backend="milvus", options=options)
+    assert collections(server)["shared"] == []
+    assert read_record(tmp_path / "i") is None
+    monkeypatch.undo()
+    connection = MilvusConnection(server, 3.0)
+    connection.call("drop_collection", "shared")
+    connection.close()
+    build_index(drawn / "first", tmp_path / "i", backend="milvus", options=options)
+    assert list(collections(server).values()) == [["shared"]]
+    assert names(tmp_path / "i") == load_release(drawn / "first").row_ids
+
+
+def test_a_first_build_goes_on_where_its_own_name_stands_and_the_lock_is_gone(tmp_path, drawn, server, monkeypatch):
+    def stop(at):
+        if at == "published":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "reached", stop)
+    with pytest.raises(KeyboardInterrupt):
+        build_index(drawn / "first", tmp_path / "i", backend="milvus", options={"uri": server})
+    monkeypatch.undo()
+    (tmp_path / "i/lock").unlink()
+    build_index(drawn / "first", tmp_path / "i", backend="milvus", options={"uri": server})
+    assert list(collections(server).values()) == [["gallery"]]
 
 
 STEPS = ["planned", "begun", "written", "journaled", "finished", "published", "replaced"]
