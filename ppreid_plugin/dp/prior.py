@@ -142,7 +142,7 @@ def fit_prior(
         power: ``gaussian``: exponent of the components' variances, 0 (all alike) or more; 1: as those of the rows.
         levels: ``residual``: levels of k-means whose sums the codewords are; ``codewords`` needs that many factors.
         merge: with k-means, take fewer and larger cells until ``min_people`` is met, instead of refusing.
-        seed: of k-means and of the draw.
+        seed: of k-means (below 2^32) and of the draw.
         prior_is_public: the training people are consenting, public or generated: no limit.
 
     Raises:
@@ -166,6 +166,8 @@ def fit_prior(
     if isinstance(codewords, bool) or not isinstance(codewords, (int, np.integer)) or not 2 <= codewords <= most:
         told = "a whole number >= 2" if kind in _STRUCTURED else f"2 to {len(unit)}, the number of training rows"
         raise ValueError(f"codewords is {codewords!r}, must be {told}.")
+    # scikit-learn takes 32 bits
+    seed = require_whole("seed", seed, least=0, most=None if kind in ("gaussian", "raw") else 2**32 - 1)
     min_people, count = require_positive("min_people", min_people), int(codewords)
     if kind in _STRUCTURED:
         name, number = ("rank", rank) if kind == "gaussian" else ("levels", levels)
