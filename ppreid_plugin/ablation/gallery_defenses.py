@@ -104,7 +104,9 @@ class DPDefense(Defense):
             unit="image",
             seed=1,
             delta=delta,
-            flags={name: f"{name} of defense 'dp'" for name in ("mechanism", "epsilon", "delta", "transform")},
+            flags={
+                name: f"{name} of defense 'dp'" for name in ("mechanism", "epsilon", "delta", "transform", *options)
+            },
             transform=transform,
         )
 

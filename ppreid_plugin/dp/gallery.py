@@ -14,6 +14,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from .calibration import gaussian_epsilon, person_level_epsilon
 from .mechanisms import MECHANISMS, Mechanism, build_mechanism
 from .prior import Prior, fit_prior
 from .protected import ProtectedGallery, ProtectedRows, clean_units, unit_rows
+from .spec import naming_flags, parameter_names
 from .transforms import build_transform
 from .units import UNITS, Unit
 
@@ -107,11 +109,15 @@ class DPGallery(ProtectedGallery):
                 raise ValueError(f"mechanism '{mechanism}' needs a codebook: its size is missing. {fix}")
             # of the right kind and budget, so that errors come before training; `fit` makes the one that is used
             self._options = {"codebook": np.eye(2)}
-        self._mechanism: Mechanism = build_mechanism(mechanism, **self._budget, **self._options)
+        self._option_names = {name: self._called.get(name, f"privacy.gallery.kwargs.{name}") for name in options}
+        with self.naming_options():
+            self._mechanism: Mechanism = build_mechanism(mechanism, **self._budget, **self._options)
         self._ready = not self.fits_prior
         self.prior: Prior | None = None
         self.transform_name = transform
-        self.public_transform = build_transform(transform)
+        self._parameter_names = parameter_names(transform, self._name("transform"))
+        with naming_flags(self._parameter_names):
+            self.public_transform = build_transform(transform)
         self.unit = unit
         self.prototype = prototype
         self.enroll_cameras = None if enroll_cameras is None else tuple(enroll_cameras)
@@ -152,18 +158,30 @@ class DPGallery(ProtectedGallery):
         if train_features is None:
             raise ValueError("transform and codebook need features of the training split.")
         if self.public_transform.needs_fit:
-            self.public_transform.fit(train_features, train_pids)
+            self.fit_transform(train_features, train_pids)
         if self.fits_prior:
             if train_pids is None:
                 raise ValueError("a codebook needs the pids of the training rows, to count the people in its cells.")
-            self.use_prior(fit_prior(self.transform(train_features), train_pids, **self.prior_options))
+            with self.naming_options():
+                prior = fit_prior(self.transform(train_features), train_pids, **self.prior_options)
+            self.use_prior(prior)
         return self
+
+    def fit_transform(self, train_features: Tensor, train_pids: np.ndarray | None) -> None:
+        """Fit the public transform alone."""
+        with naming_flags(self._parameter_names):
+            self.public_transform.fit(train_features, train_pids)
+
+    def naming_options(self) -> AbstractContextManager[None]:
+        """Let an error of the block that begins with an option begin with the flag or key that it was given by."""
+        return naming_flags(self._option_names)
 
     def use_prior(self, prior: Prior) -> None:
         """Take a prior that was fitted elsewhere, on training rows that went through the same transform."""
         self.prior = prior
         self._options = {key: value for key, value in prior.options().items() if key in self._own_arguments}
-        self._mechanism = build_mechanism(self._mechanism_name, **self._budget, **self._options)
+        with self.naming_options():
+            self._mechanism = build_mechanism(self._mechanism_name, **self._budget, **self._options)
         self._ready = True
 
     def transform(self, features: Tensor) -> Tensor:

@@ -55,6 +55,17 @@ class MechanismSpec:
         return f"{self.name}:{options}" if options else self.name
 
 
+def parameter_names(text: str, flag: str) -> dict[str, str]:
+    """Return how errors call the parameters in a transform's written form: by the flag that it was given by.
+
+    Example:
+        >>> parameter_names("lda:components=64+shrinkage=2", "--transform")
+        {'components': 'components of --transform', 'shrinkage': 'shrinkage of --transform'}
+    """
+    parts = [part.partition("=") for part in str(text).partition(":")[2].split("+")]
+    return {name: f"{name} of {flag}" for name, equals, _ in parts if equals}
+
+
 @contextmanager
 def naming_flags(flags: Mapping[str, str]) -> Iterator[None]:
     """Let a ValueError of the block that begins with an argument's name begin with the flag that it was given by.

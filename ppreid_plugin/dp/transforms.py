@@ -197,7 +197,7 @@ def build_transform(name: str, **kwargs: Any) -> PublicTransform:
         >>> build_transform("lda:components=64+shrinkage=2").components
         64
     """
-    kind, _, path = name.partition(":")
+    kind, _, path = str(name).partition(":")  # a written form may hold a number in its place
     entry = TRANSFORMS.get(kind)
     if "=" in path and Path(path).suffix != ".safetensors":
         given = parse_options(path.split("+"), what=f"transform '{name}'", example="components=64")

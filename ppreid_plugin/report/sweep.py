@@ -72,8 +72,9 @@ def make_gallery(
     check_arguments(spec.options, takers, key=flags["mechanism"], given=_NO_OPTIONS)
     own = {key: value for key, value in spec.options.items() if key not in _GALLERY_OPTIONS}
     chosen = {key: value for key, value in spec.options.items() if key in _GALLERY_OPTIONS}
-    written = {key: f"{key} of {flags['mechanism']}" for key in _GALLERY_OPTIONS if key in chosen or key not in flags}
-    called = {**flags, **written}
+    called = {key: f"{key} of {flags['mechanism']}" for key in (*_GALLERY_OPTIONS, *own)} | dict(flags)
+    if "transform" in chosen:
+        called["transform"] = f"transform of {flags['mechanism']}"
     given = {"epsilon": epsilon, "unit": unit, "seed": seed, "options": own, **common, **chosen}
     with naming_flags({**called, "public transform": called["transform"]}):
         return DPGallery(spec.name, delta=None if entry.pure else delta, called=called, **given)
@@ -97,7 +98,7 @@ class Fitter:
         if name not in self._transforms:
             fitted = gallery.public_transform
             if fitted.needs_fit:
-                fitted.fit(self._train.features, self._train.pids)
+                gallery.fit_transform(self._train.features, self._train.pids)
             self._transforms[name] = fitted
         gallery.public_transform = self._transforms[name]
         if gallery.fits_prior:
@@ -112,9 +113,11 @@ class Fitter:
         key = f"{transform} {sorted(options.items())}"
         if key not in self._priors:
             rows = gallery.transform(self._train.features)
-            self._priors[key] = fit_prior(rows, self._train.pids, **options)
+            with gallery.naming_options():
+                self._priors[key] = fit_prior(rows, self._train.pids, **options)
         prior = self._priors[key]
-        return prior if prior.set_size == set_size else prior.with_set_size(set_size)
+        with gallery.naming_options():
+            return prior if prior.set_size == set_size else prior.with_set_size(set_size)
 
 
 def load_split(path: str) -> Extracted:

@@ -208,11 +208,27 @@ def test_row_defenses_tell_attackers_what_their_own_rows_were():
         ("dp:mechanism=gausian", "Did you mean 'gaussian'"),
         ("dp:epsilon=-1", "epsilon"),
         ("dp:bits=3", "bits"),
+        ("dp:clip_norm=0", "^clip_norm of defense 'dp' is 0, must be a finite number > 0"),
+        ("dp:transform=pca:components=0", "^components of transform of defense 'dp' is 0, must be a whole number >= 1"),
     ],
 )
 def test_errors_name_value_and_what_is_allowed(text, message):
     with pytest.raises(ValueError, match=message):
         build_defense(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dp:mechanism=codebook,codewords=1", "^codewords of defense 'dp' is 1, must be 2 to"),
+        ("dp:mechanism=codebook,codewords=4,seed=x", "^seed of defense 'dp' is 'x', must be a whole number"),
+        ("dp:transform=pca:components=99", "^components of transform of defense 'dp' is 99, but .* training rows give"),
+    ],
+)
+def test_errors_of_a_fit_name_the_defense(text, message):
+    defense = build_defense(text)
+    with pytest.raises(ValueError, match=message):
+        defense.fit(rows())
 
 
 def test_more_directions_than_columns_are_refused_and_nothing_works_unfitted():

@@ -160,6 +160,14 @@ def test_noised_queries_get_noise_of_their_own():
         (lambda: DPGallery("gausian", epsilon=1.0), "privacy.gallery.mechanism is 'gausian'"),
         (lambda: DPGallery("gaussian", epsilon=1.0).fit(None), "need features of the training split"),
         (lambda: DPGallery("codebook", epsilon=1.0, options={"codewords": 4}).fit(TRAIN), "needs the pids"),
+        (
+            lambda: DPGallery("codebook", epsilon=1.0, options={"codewords": 1}).fit(TRAIN, PIDS),
+            "^privacy.gallery.kwargs.codewords is 1, must be 2 to",
+        ),
+        (
+            lambda: DPGallery("gaussian", epsilon=1.0, transform="pca:components=0"),
+            "^components of privacy.gallery.transform is 0, must be a whole number",
+        ),
         (lambda: DPGallery("gaussian", epsilon=1.0, unit="people"), "unit is 'people'; allowed: image, person"),
         (lambda: DPGallery("gaussian", epsilon=1.0, query="noisy"), "query is 'noisy'; allowed: clean, noised"),
         (lambda: DPGallery("gaussian", epsilon=1.0, max_rows_per_person=-1), "max_rows_per_person is -1"),

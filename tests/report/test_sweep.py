@@ -230,6 +230,24 @@ def test_flags_that_lack_something_are_named(argv, message, capsys):
         (["--mechanisms", "gaussian:transform=centre"], "transform of --mechanisms is 'centre'; registered"),
         (["--mechanisms", "gaussian:clip_norm=0"], "clip_norm of --mechanisms is 0, must be a finite number > 0"),
         (["--transform", "centre"], "--transform is 'centre'; registered"),
+        (["--mechanisms", "prior_subset:codewords=1"], "codewords of --mechanisms is 1, must be 2 to"),
+        (["--mechanisms", "prior_subset:codewords=8,seed=x"], "seed of --mechanisms is 'x', must be a whole number"),
+        (["--mechanisms", "prior_subset:codewords=8,kind=x"], "kind of --mechanisms is 'x'; allowed: gaussian"),
+        (
+            ["--mechanisms", "prior_subset:codewords=8,set_size=9,prior_is_public=True"],
+            "set_size of --mechanisms is 9, must be 1 to 7",
+        ),
+        (
+            ["--mechanisms", "prior_subset:codewords=8,kind=gaussian,set_size=9,prior_is_public=True"],
+            "set_size of --mechanisms is 9, must be 1 to 7",
+        ),
+        (["--transform", "pca:components=0"], "components of --transform is 0, must be a whole number >= 1"),
+        (["--transform", "pca:components=999"], "components of --transform is 999, but"),
+        (
+            ["--mechanisms", "gaussian:transform=lda:shrinkage=-1"],
+            "shrinkage of transform of --mechanisms is -1, must be a finite number >= 0",
+        ),
+        (["--mechanisms", "gaussian:transform=3"], "transform of --mechanisms is '3'; registered"),
         (["--epsilons", "4", "nan"], "--epsilons is nan, must be a finite number > 0"),
         (
             ["--mechanisms", "privunit_g", "--epsilons", "5e-324"],
