@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +24,7 @@ from ppreid_plugin.dp.plan import PROTOCOLS, ReleasePlan, ReleaseTerms, transfor
 from ppreid_plugin.dp.prior import fit_prior
 from ppreid_plugin.dp.recovery import finish_release, purge_release, verify_releases, void_release
 from ppreid_plugin.dp.release import release_gallery
-from ppreid_plugin.dp.spec import MechanismSpec, naming_flags
+from ppreid_plugin.dp.spec import MechanismSpec, naming_flags, parameter_names
 from ppreid_plugin.dp.stored import Release
 from ppreid_plugin.dp.transforms import TRANSFORMS, PublicTransform, build_transform
 from ppreid_plugin.dp.units import UNITS, GalleryRows
@@ -147,7 +147,10 @@ def _release_rows(
         )
     # as in a sweep: what the mechanism's written form says goes before the flags
     max_rows_per_person = options.pop("max_rows_per_person", args.max_rows_per_person)
-    transform = fitted_transform(options.pop("transform", args.transform), train)
+    named = "transform of --mechanism" if "transform" in options else "--transform"
+    chosen = options.pop("transform", args.transform)
+    with naming_flags(parameter_names(chosen, named)):
+        transform = fitted_transform(chosen, train)
     mechanism, prior = _mechanism(args, MechanismSpec(spec.name, options), transform, train)
     terms = ReleaseTerms(
         name=args.name,
@@ -278,6 +281,8 @@ def _mechanism(
     kind = MECHANISMS.get(spec.name, key="--mechanism")
     allowed = inspect.signature(kind).parameters
     if "codebook" in allowed:
+        if args.codebook:
+            _require_no_fit(args, spec, allowed)
         flags = {"codewords": args.codewords, "set_size": args.set_size}
         options |= {name: value for name, value in flags.items() if value is not None}
         if args.prior_is_public:
@@ -312,6 +317,19 @@ def _mechanism(
                     "out, or take --mechanism prior_subset."
                 )
     return build_mechanism(spec.name, epsilon=args.epsilon, delta=args.delta, **options), prior
+
+
+def _require_no_fit(args: argparse.Namespace, spec: MechanismSpec, allowed: Collection[str]) -> None:
+    """Raise ValueError if anything is given for the fit of a codebook, beside one from a file."""
+    free = ("set_size",) if "set_size" in allowed else ()
+    takers: list[Callable[..., Any]] = [lambda transform, max_rows_per_person, set_size: None]
+    check_arguments(spec.options, takers, key="--mechanism beside --codebook", given={"set_size"}.difference(free))
+    for flag in ("codewords", "set_size", "prior_is_public"):
+        if flag not in free and getattr(args, flag) not in (None, False):
+            raise ValueError(
+                f"--{flag.replace('_', '-')} stands beside --codebook, with which it does nothing: the codebook of "
+                f"{spec.name!r} is in the file. Leave it out."
+            )
 
 
 def _require_known(flag: str, given: Iterable[int], known: np.ndarray, what: str) -> None:

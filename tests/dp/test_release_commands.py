@@ -188,6 +188,33 @@ def test_list(capsys, what, name):
         (arguments("--mechanism", "gaussian:transform=pcs"), "transform of --mechanism is 'pcs'; registered"),
         (arguments("--mechanism", "prior_subset:codewords=1"), "codewords of --mechanism is 1, must be 2 to"),
         (arguments("--mechanism", "prior_subset", "--codewords", "1"), "--codewords is 1, must be 2 to"),
+        (arguments("--mechanism", "prior_subset:codewords=4,seed=x"), "seed of --mechanism is 'x', must be a whole"),
+        (arguments("--transform", "pca:components=0"), "components of --transform is 0, must be a whole number >= 1"),
+        (arguments("--transform", "pca:components=99"), "components of --transform is 99, but 50 training rows give"),
+        (
+            arguments("--mechanism", "gaussian:transform=pca:components=0"),
+            "components of transform of --mechanism is 0, must be",
+        ),
+        (
+            arguments("--mechanism", "prior_subset:codewords=4", "--codebook", "codebook.npz"),
+            "--mechanism beside --codebook has 'codewords'; allowed: max_rows_per_person, set_size, transform.",
+        ),
+        (
+            arguments("--mechanism", "prior_subset", "--codewords", "4", "--codebook", "codebook.npz"),
+            "--codewords stands beside --codebook, with which it does nothing",
+        ),
+        (
+            arguments("--mechanism", "prior_subset", "--prior-is-public", "--codebook", "codebook.npz"),
+            "--prior-is-public stands beside --codebook, with which it does nothing",
+        ),
+        (
+            arguments("--mechanism", "codebook", "--set-size", "3", "--codebook", "codebook.npz"),
+            "--set-size stands beside --codebook, with which it does nothing",
+        ),
+        (
+            arguments("--mechanism", "codebook:set_size=3", "--codebook", "codebook.npz"),
+            "--mechanism beside --codebook has 'set_size'; allowed: max_rows_per_person, transform.",
+        ),
         (arguments("--max-rows-per-person", "-1"), "--max-rows-per-person is -1, must be a whole number >= 0"),
         (arguments("--transform", "pcs"), "--transform is 'pcs'; registered"),
         (arguments("--delta", "2"), "--delta is 2.0, gaussian needs 0 < delta < 1"),
