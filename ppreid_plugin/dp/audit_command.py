@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,20 @@ from ppreid_plugin.dp.audit_release import ReleaseAudit, release_mechanisms
 from ppreid_plugin.dp.feature_files import load_training
 from ppreid_plugin.dp.gallery import DPGallery
 from ppreid_plugin.dp.mechanisms import MECHANISMS, Mechanism, build_mechanism
-from ppreid_plugin.dp.spec import MechanismSpec
+from ppreid_plugin.dp.prior import fit_prior
+from ppreid_plugin.dp.spec import MechanismSpec, naming_flags
 from ppreid_plugin.dp.stored import load_release
 from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.progress import track
+from ppreid_plugin.registry import check_arguments
 from ppreid_plugin.report.record import environment, require_folder, write_json
 
 CODEWORDS = 256  # of a codebook that is drawn at random, where no features are given
+_FLAGS = {
+    **{"mechanism": "--mechanisms", "epsilon": "--epsilons", "delta": "--delta"},
+    **{"trials": "--trials", "dimension": "--dimension"},
+}
+_GIVEN = ("epsilon", "delta", "codebook", "decoder", "train_features", "train_pids")  # by flags, files, or drawn
 _DEFAULT_MECHANISMS = ("gaussian", "privunit_g")
 _DEFAULT_EPSILONS = (1.0, 4.0, 8.0, 16.0)
 
@@ -108,12 +115,14 @@ def _planned_mechanisms(args: argparse.Namespace) -> list[tuple[dict[str, Any], 
     planned: list[tuple[dict[str, Any], Audit]] = []
     for spec in [spec for text in args.mechanisms or _DEFAULT_MECHANISMS for spec in MechanismSpec.expand(text)]:
         kind = MECHANISMS.get(spec.name, key="--mechanisms")
-        options = _with_codebook(spec, kind, epsilons[0], training, args.dimension)
-        for epsilon in epsilons:
-            delta = None if kind.pure else args.delta
-            mechanism = build_mechanism(spec.name, epsilon=epsilon, delta=delta, **options)
-            audit = Audit(mechanism, trials=args.trials, dimension=args.dimension, noise=args.noise or "research")
-            planned.append((spec.options, audit))
+        called = {**_FLAGS, **{name: f"{name} of --mechanisms" for name in spec.options}}
+        with naming_flags(called):
+            options = _with_codebook(spec, kind, epsilons[0], training, args.dimension, called)
+            for epsilon in epsilons:
+                delta = None if kind.pure else args.delta
+                mechanism = build_mechanism(spec.name, epsilon=epsilon, delta=delta, **options)
+                audit = Audit(mechanism, trials=args.trials, dimension=args.dimension, noise=args.noise or "research")
+                planned.append((spec.options, audit))
     return planned
 
 
@@ -137,17 +146,24 @@ def _with_codebook(
     epsilon: float,
     training: tuple[np.ndarray, np.ndarray | None] | None,
     dimension: int,
+    called: dict[str, str],
 ) -> dict[str, Any]:
     """Return the arguments of the mechanism; one that takes a codebook gets a fitted or a random one."""
     arguments = inspect.signature(kind).parameters
+    takers: list[Callable[..., Any]] = [kind]
+    if "codebook" in arguments:
+        takers.append(fit_prior if training else lambda codewords: None)
+    check_arguments(spec.options, takers, key="--mechanisms", given=_GIVEN)
+    options = dict(spec.options)
     if "codebook" not in arguments:
-        return spec.options
+        return options
     if training is None:
-        options = dict(spec.options)
         codewords = options.pop("codewords", CODEWORDS)
         require_whole("codewords of --mechanisms", codewords, least=2)
         return {**options, "codebook": np.random.default_rng(0).standard_normal((codewords, dimension))}
-    gallery = DPGallery(spec.name, epsilon=epsilon, options={"codewords": CODEWORDS, **spec.options})
+    clip_norm = options.pop("clip_norm", 1.0)
+    options = {"codewords": CODEWORDS, **options}
+    gallery = DPGallery(spec.name, epsilon=epsilon, clip_norm=clip_norm, options=options, called=called)
     prior = gallery.fit(*training).prior  # type: ignore[arg-type]
     if prior is None:
         raise ValueError(f"mechanism {spec.name!r} fits no codebook on --train. Leave --train out.")

@@ -183,14 +183,33 @@ def test_every_budget_of_a_release_is_audited_and_a_manifest_that_states_too_lit
         (["--mechanisms", "gausian"], "--mechanisms is 'gausian'; registered:"),
         (["--mechanisms", "none"], "mechanism 'none' claims no epsilon"),
         (["--mechanisms", "gaussian:codewords"], "'codewords' must be NAME=VALUE"),
-        (["--mechanisms", "gaussian:codewords=3"], "takes no argument 'codewords'"),
+        (["--mechanisms", "gaussian:codewords=3"], "--mechanisms has 'codewords'; allowed: clip_norm."),
+        (["--mechanisms", "gaussian:epsilon=3"], "--mechanisms has 'epsilon'; allowed: clip_norm."),
+        (["--mechanisms", "privunit_g:delta=0"], "--mechanisms has 'delta'; allowed: clip_norm, dimension."),
+        (["--mechanisms", "gaussian:clip_norm=0"], "clip_norm of --mechanisms is 0, must be a finite number > 0"),
+        (
+            ["--mechanisms", "prior_subset:codebook=x"],
+            "--mechanisms has 'codebook'; allowed: clip_norm, codewords, set",
+        ),
+        (["--mechanisms", "prior_subset:set_size=256"], "set_size of --mechanisms is 256, must be 1 to 255"),
+        (["--mechanisms", "privunit_g", "--epsilons", "5e-324"], "--epsilons is 5e-324, privunit_g is computed from"),
         (["--mechanisms", "codebook:codewords=1"], "codewords of --mechanisms is 1, must be a whole number >= 2"),
         (["--mechanisms", "codebook:codewords=many"], "codewords of --mechanisms is 'many', must be a whole"),
-        (["--mechanisms", "prior_subset:kind=raw"], "takes no argument 'kind'"),
-        (["--epsilons", "4", "-1"], "epsilon is -1.0, must be a finite number > 0"),
-        (["--delta", "2"], "delta is 2.0, gaussian needs 0 < delta < 1"),
-        (["--trials", "10"], "trials is 10, must be a whole number >= 1000"),
-        (["--dimension", "0"], "dimension is 0, must be a whole number >= 1"),
+        (["--mechanisms", "prior_subset:kind=raw"], "--mechanisms has 'kind'; allowed: clip_norm, codewords"),
+        (
+            ["--train", "few.npz", "--mechanisms", "codebook:epsilon=3"],
+            "--mechanisms has 'epsilon'; allowed: clip_norm",
+        ),
+        (
+            ["--train", "few.npz", "--mechanisms", "codebook:codewords=1"],
+            "codewords of --mechanisms is 1, must be 2 to",
+        ),
+        (["--train", "few.npz", "--mechanisms", "codebook:codewords=4,seed=x"], "seed of --mechanisms is 'x', must be"),
+        (["--train", "few.npz", "--mechanisms", "codebook:clip_norm=0"], "clip_norm of --mechanisms is 0, must be"),
+        (["--epsilons", "4", "-1"], "--epsilons is -1.0, must be a finite number > 0"),
+        (["--delta", "2"], "--delta is 2.0, gaussian needs 0 < delta < 1"),
+        (["--trials", "10"], "--trials is 10, must be a whole number >= 1000"),
+        (["--dimension", "0"], "--dimension is 0, must be a whole number >= 1"),
         (["--noise", "release"], "mechanism 'privunit_g' is research only"),
         (["--train", "no.npz"], "'no.npz' is not there"),
         (["--train", "nopids.npz", "--mechanisms", "codebook:codewords=4"], "a codebook needs the pids"),
@@ -203,10 +222,12 @@ def test_every_budget_of_a_release_is_audited_and_a_manifest_that_states_too_lit
 def test_errors_come_before_anything_is_drawn(argv, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("nopids.npz", features=np.eye(8))
+    np.savez("few.npz", features=np.eye(8), pids=np.arange(8))
     monkeypatch.setattr("ppreid_plugin.dp.audit.play", lambda *_: pytest.fail("drawn"))
     code, printed, err = run(capsys, *argv)
     assert code == 2
     assert message in err
+    assert "privacy." not in err
     assert not printed
 
 
