@@ -209,7 +209,7 @@ def test_dimension_is_known_before_or_with_the_first_rows():
     ("call", "message"),
     [
         (lambda: PrivUnit(epsilon=501.0), "epsilon is 501.0, privunit is computed up to 500"),
-        (lambda: PrivUnit(epsilon=1e308, dimension=8), "epsilon is 1e+308, privunit is computed up to 500"),
+        (lambda: PrivUnit(epsilon=1e308, dimension=8), r"epsilon is 1e\+308, privunit is computed up to 500"),
         (lambda: PrivUnitG(epsilon=5e-324), "epsilon is 5e-324, privunit_g is computed from 1e-100 on"),
         (lambda: PrivUnit(epsilon=9e-101, dimension=8), "epsilon is 9e-101, privunit is computed from 1e-100 on"),
         (
