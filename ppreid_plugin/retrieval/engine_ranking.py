@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,15 +38,19 @@ class LazyDistances(np.lib.mixins.NDArrayOperatorsMixin):
         """Return itself, where a tensor's method of this name returns the matrix."""
         return self
 
+    @cached_property
+    def _matrix(self) -> np.ndarray:
+        return np.asarray(self._compute(self.features, self.others, self.metric).numpy())
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self._compute(self.features, self.others, self.metric).numpy(), dtype=dtype)
+        return np.array(self._matrix, dtype=dtype) if copy else np.asarray(self._matrix, dtype=dtype)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         arrays = [np.asarray(one) if isinstance(one, LazyDistances) else one for one in inputs]
         return getattr(ufunc, method)(*arrays, **options)
 
     def __getitem__(self, place: Any) -> Any:
-        return np.asarray(self)[place]
+        return self._matrix[place]
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -53,7 +58,7 @@ class LazyDistances(np.lib.mixins.NDArrayOperatorsMixin):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return getattr(np.asarray(self), name)
+        return getattr(self._matrix, name)
 
 
 @contextmanager

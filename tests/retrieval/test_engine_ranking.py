@@ -119,6 +119,18 @@ def test_figures_from_features_are_those_of_the_matrix(metric, cuhk03):
     assert (results[1].mAP, results[1].mINP) == pytest.approx((results[0].mAP, results[0].mINP), abs=1e-6)
 
 
+def test_distances_that_are_looked_at_are_computed_once(computed):
+    with exact_ranking():
+        distances = metrics.compute_distance_matrix(torch.randn(6, 5), torch.randn(40, 5)).numpy()
+        assert not computed
+        rows = [row.min() for row in distances]
+        distances.argsort(axis=1)
+        changed = np.array(distances)
+        changed[:] = 0
+    assert computed == [(6, 40)]
+    assert min(rows) == np.asarray(distances).min() > 0
+
+
 def test_an_unknown_metric_is_torchreids_error():
     with exact_ranking(), pytest.raises(ValueError, match="Unknown distance metric"):
         metrics.compute_distance_matrix(torch.randn(2, 3), torch.randn(2, 3), "hamming")
