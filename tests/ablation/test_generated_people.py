@@ -49,7 +49,7 @@ def test_a_plain_encoder_holds_face_and_logo_and_what_is_erased_or_protected_doe
         assert protected[cue]["score"] < 0.3 * plain[cue]["score"]
         cells = (record["rows"][name][f"{cue} recovered"]["mean"] for name in ("baseline", "DP"))
         assert list(cells) == [plain[cue]["score"], protected[cue]["score"]]
-    # of 50 people the ratio of the two scores is known to some 0.4, and moves with the processor's rounding (0.31 on one)
+    # of 50 people the ratio of the scores is known to some 0.4, and moves with the processor's rounding (0.31 on one)
     assert erased["face"]["low"] < 0
     assert erased["face"]["score"] < 0.5 * plain["face"]["score"]
     plain_map, erased_map = (record["rows"][name]["mAP (cosine)"]["mean"] for name in ("baseline", "head erased"))
