@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Sampler
 
 from .. import ranks
+from ..components import isolated_rng
 
 # their batches are made of equal parts of several domains, of which every rank gets its share
 _OF_DOMAINS = ("RandomDomainSampler", "RandomDatasetSampler")
@@ -94,10 +94,9 @@ def _seeded(seed: list[int]) -> Iterator[None]:
     state, numpy_state = random.getstate(), np.random.get_state()
     drawn = int(np.random.SeedSequence(seed).generate_state(1)[0])
     try:
-        with torch.random.fork_rng(devices=[]):
+        with isolated_rng(drawn):
             random.seed(drawn)
             np.random.seed(drawn)
-            torch.default_generator.manual_seed(drawn)
             yield
     finally:
         random.setstate(state)

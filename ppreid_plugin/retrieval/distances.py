@@ -137,10 +137,15 @@ class MatrixDistances:
         return out
 
 
+def ordinary_norms(norms: torch.Tensor) -> bool:
+    """Return whether all norms are such that squares stay within float32; no norm of NaN or infinity is."""
+    return bool(((norms > 1e-15) & (norms < 1e15)).all())
+
+
 def normalize_rows(rows: torch.Tensor) -> torch.Tensor:
     """Return every row of (n, d) divided by its L2 norm; zero rows stay zero, no row overflows or underflows."""
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    if bool(((norms > 1e-15) & (norms < 1e15)).all()):  # inside, squares stay within float32
+    if ordinary_norms(norms):
         return rows / norms
     largest = rows.abs().amax(dim=1, keepdim=True)
     scaled = rows / torch.where(largest > 0, largest, torch.ones_like(largest))

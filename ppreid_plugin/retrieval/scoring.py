@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from ppreid_plugin.retrieval.checks import positive_mebibytes, require_finite_pair
-from ppreid_plugin.retrieval.distances import normalize_rows
+from ppreid_plugin.retrieval.distances import normalize_rows, ordinary_norms
 from ppreid_plugin.retrieval.equal_rows import EqualRows
 
 Chunks: TypeAlias = Iterator[tuple[int, npt.NDArray[np.floating]]]
@@ -28,8 +28,7 @@ _QUERIES = 128  # a product of fewer rows packs the gallery for longer than it m
 _BLOCK = 2**18  # gallery rows a product: few queries with more took 1.3 times as long (measured, two cores)
 _LEAST_MB, _MOST_MB = 64.0, 256.0
 _DEVICE_MB = 1024.0  # on a GPU that counts as well: few chunks, each of which fills it
-_LEAST_NORM, _MOST_NORM = 1e-15, 1e15  # between them squares stay within float32
-_LEAST_LARGEST, _MOST_LARGEST = 1e-9, 1e9  # the same of the largest number, and of sums of a row's squares
+_LEAST_LARGEST, _MOST_LARGEST = 1e-9, 1e9  # numbers between which sums of a row's squares stay within float32
 _DEVICE_TILE = 256  # queries; a product on a GPU has tiles, and a part of one takes as long as a whole one
 
 
@@ -121,7 +120,7 @@ class DeviceScores:
         """Whether norms are such that squares stay within float32."""
         norms = torch.cat(self._norms)
         if self._arguments[2] == "cosine":
-            return bool(((norms > _LEAST_NORM) & (norms < _MOST_NORM)).all())
+            return ordinary_norms(norms)
         return bool((norms < _MOST_LARGEST).all() & (norms > _LEAST_LARGEST).any())
 
     def chunks(self) -> Iterator[tuple[int, torch.Tensor]]:
@@ -172,7 +171,7 @@ def _finisher(
     """Return what makes scores of products with the gallery as it is; None where squares may leave float32."""
     norms = torch.linalg.vector_norm(gallery, dim=1) if ordinary is None else ordinary
     if metric == "cosine":
-        if ordinary is None and not bool(((norms > _LEAST_NORM) & (norms < _MOST_NORM)).all()):
+        if ordinary is None and not ordinary_norms(norms):
             return None
         return lambda products: products.div_(norms)
     if ordinary is None and not _LEAST_LARGEST < _largest(query, gallery) < _MOST_LARGEST:

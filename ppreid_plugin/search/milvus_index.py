@@ -247,7 +247,7 @@ class MilvusIndex(GalleryIndex):
         return hits
 
     def _consistency(self) -> str:
-        asked: str = self.record.options.get("consistency", "auto")
+        asked = str({**_BEFORE, **self.record.options}["consistency"])
         if asked == "auto":
             changed = (self.folder / RECORD).stat().st_mtime
             asked = "bounded" if time.time() - changed > _SETTLED_S else "strong"
