@@ -270,6 +270,7 @@ def build_components(cfg: CfgNode) -> list[Component]:
                 background_pids=privacy.gallery.background_pids,
                 seed=cfg.train.seed,
                 options=privacy.gallery.kwargs,
+                called={"epsilon": "privacy.gallery.epsilons"} if privacy.gallery.epsilons else None,
             )
             for epsilon in privacy.gallery.epsilons or [privacy.gallery.epsilon]
         )

@@ -62,8 +62,8 @@ def test_train_then_test_end_to_end(train, tmp_path):
     [
         (("privacy.deid.taget", "blur"), "unknown key 'privacy.deid.taget'"),
         (("privacy.gallery.enabled", "True", "privacy.gallery.epsilon", "-1"), "privacy.gallery.epsilon is -1.0"),
-        (("privacy.gallery.enabled", "True", "privacy.gallery.delta", "0"), "delta is 0.0"),
-        (("privacy.gallery.enabled", "True", "privacy.gallery.epsilons", "[4, 0]"), "epsilon is 0"),
+        (("privacy.gallery.enabled", "True", "privacy.gallery.delta", "0"), "privacy.gallery.delta is 0.0"),
+        (("privacy.gallery.enabled", "True", "privacy.gallery.epsilons", "[4, 0]"), "privacy.gallery.epsilons is 0"),
         (("privacy.deid.enabled", "True", "privacy.deid.target", "pixelize"), "Did you mean 'pixelate'?"),
         (("--transforms", "random_flipp"), "data.transforms is 'random_flipp'"),
         (("-s", "market"), "data.sources is 'market'; image data sets: "),

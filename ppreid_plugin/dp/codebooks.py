@@ -218,6 +218,27 @@ def level_sizes(count: int, levels: int = LEVELS) -> tuple[int, ...]:
     return tuple(sorted((first, *level_sizes(count // first, levels - 1)), reverse=True))
 
 
+def checked_level_sizes(count: int, levels: int, rows: float = math.inf) -> tuple[int, ...]:
+    """Return the levels' sizes, the largest first.
+
+    Args:
+        count: codewords; it needs ``levels`` factors >= 2.
+        levels: how many.
+        rows: to fit them on; not known: no limit.
+
+    Raises:
+        ValueError: ``count`` has too few factors, or a level is larger than the number of rows.
+    """
+    sizes = level_sizes(count, levels)
+    if sizes[-1] < 2 or sizes[0] > rows:
+        allowed = "at least 2" if math.isinf(rows) else f"2 to {rows}"
+        raise ValueError(
+            f"codewords is {count}, which splits into levels of {' and '.join(map(str, sizes))}; all must be {allowed}."
+            f" Take a product of {levels} numbers alike, such as {16**levels} or {32**levels}."
+        )
+    return sizes
+
+
 def residual_codebook(
     unit: Floats, people: npt.NDArray[np.int64], count: int, seed: int, levels: int = LEVELS
 ) -> FittedCodebook:
@@ -235,12 +256,7 @@ def residual_codebook(
     """
     from sklearn.cluster import KMeans
 
-    sizes = level_sizes(count, levels)
-    if sizes[-1] < 2 or sizes[0] > len(unit):
-        raise ValueError(
-            f"codewords is {count}, which splits into levels of {' and '.join(map(str, sizes))}; all must be 2 to "
-            f"{len(unit)}. Take a power of {levels} such as {16**levels} or {32**levels}."
-        )
+    sizes = checked_level_sizes(count, levels, len(unit))
     left = unit
     centers: list[Floats] = []
     behind: list[int] = []

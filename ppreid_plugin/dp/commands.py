@@ -311,7 +311,7 @@ def _mechanism(
         takers: list[Callable[..., Any]] = [kind, lambda transform, max_rows_per_person: None]  # two that are taken out
         check_arguments(options, takers, key="--mechanism", given=("epsilon", "delta"))
         for flag in ("codewords", "set_size", "codebook", "prior_source", "prior_is_public"):
-            if getattr(args, flag):
+            if _was_given(args, flag):
                 raise ValueError(
                     f"--{flag.replace('_', '-')} is for mechanisms with a codebook; {spec.name!r} has none. Leave it "
                     "out, or take --mechanism prior_subset."
@@ -325,11 +325,16 @@ def _require_no_fit(args: argparse.Namespace, spec: MechanismSpec, allowed: Coll
     takers: list[Callable[..., Any]] = [lambda transform, max_rows_per_person, set_size: None]
     check_arguments(spec.options, takers, key="--mechanism beside --codebook", given={"set_size"}.difference(free))
     for flag in ("codewords", "set_size", "prior_is_public"):
-        if flag not in free and getattr(args, flag) not in (None, False):
+        if flag not in free and _was_given(args, flag):
             raise ValueError(
                 f"--{flag.replace('_', '-')} stands beside --codebook, with which it does nothing: the codebook of "
                 f"{spec.name!r} is in the file. Leave it out."
             )
+
+
+def _was_given(args: argparse.Namespace, flag: str) -> bool:
+    value = getattr(args, flag)
+    return not (value is None or value is False or value == "")  # 0 was given
 
 
 def _require_known(flag: str, given: Iterable[int], known: np.ndarray, what: str) -> None:

@@ -25,7 +25,7 @@ from ..number_checks import require_whole
 from ..registry import check_arguments
 from .calibration import gaussian_epsilon, person_level_epsilon
 from .mechanisms import MECHANISMS, Mechanism, build_mechanism
-from .prior import Prior, fit_prior
+from .prior import Prior, check_prior_options, fit_prior
 from .protected import ProtectedGallery, ProtectedRows, clean_units, unit_rows
 from .spec import naming_flags, parameter_names
 from .transforms import build_transform
@@ -109,8 +109,11 @@ class DPGallery(ProtectedGallery):
                 raise ValueError(f"mechanism '{mechanism}' needs a codebook: its size is missing. {fix}")
             # of the right kind and budget, so that errors come before training; `fit` makes the one that is used
             self._options = {"codebook": np.eye(2)}
-        self._option_names = {name: self._called.get(name, f"privacy.gallery.kwargs.{name}") for name in options}
+        self._option_names = {name: self._name(name) for name in self._budget}
+        self._option_names |= {name: self._called.get(name, f"privacy.gallery.kwargs.{name}") for name in options}
         with self.naming_options():
+            if self.fits_prior:
+                check_prior_options(**self.prior_options)
             self._mechanism: Mechanism = build_mechanism(mechanism, **self._budget, **self._options)
         self._ready = not self.fits_prior
         self.prior: Prior | None = None
@@ -173,7 +176,7 @@ class DPGallery(ProtectedGallery):
             self.public_transform.fit(train_features, train_pids)
 
     def naming_options(self) -> AbstractContextManager[None]:
-        """Let an error of the block that begins with an option begin with the flag or key that it was given by."""
+        """Let an error of the block that begins with an option or a budget begin with its flag or key."""
         return naming_flags(self._option_names)
 
     def use_prior(self, prior: Prior) -> None:
@@ -244,7 +247,9 @@ class DPGallery(ProtectedGallery):
                 f"{self._name('max_rows_per_person')} lower, or {self._name('prototype')} True."
             )
         budget = {**self._budget, "epsilon": epsilon, "delta": delta}
-        return build_mechanism(self._mechanism_name, **budget, **self._options)
+        share = f"a row's share of {self._name('epsilon')} {whole.epsilon:g} among {rows} rows of a person"
+        with naming_flags({"epsilon": share}):
+            return build_mechanism(self._mechanism_name, **budget, **self._options)
 
     def describe(self) -> dict[str, Any]:
         """Mechanism, transform, unit and noise source, JSON-ready."""

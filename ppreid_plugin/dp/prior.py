@@ -24,10 +24,11 @@ from ppreid_plugin.dp.codebooks import (
     Codebook,
     DenseCodebook,
     FittedCodebook,
+    checked_level_sizes,
     gaussian_codebook,
     residual_codebook,
 )
-from ppreid_plugin.dp.subset import PriorSubset
+from ppreid_plugin.dp.subset import PriorSubset, check_set_size
 from ppreid_plugin.number_checks import require_not_negative, require_positive, require_whole
 
 Floats = npt.NDArray[np.float64]
@@ -155,25 +156,24 @@ def fit_prior(
         ((4, 4), True)
     """
     unit, people = _checked(train_features, train_pids)
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; allowed: {', '.join(KINDS)}.")
-    if kind == "raw" and not prior_is_public:
-        raise ValueError(
-            "kind is 'raw', which publishes training features as they are. Use kind='kmeans', or say "
-            "prior_is_public=True if these people are consenting, public or generated."
-        )
-    most = math.inf if kind in _STRUCTURED else len(unit)
-    if isinstance(codewords, bool) or not isinstance(codewords, (int, np.integer)) or not 2 <= codewords <= most:
-        told = "a whole number >= 2" if kind in _STRUCTURED else f"2 to {len(unit)}, the number of training rows"
-        raise ValueError(f"codewords is {codewords!r}, must be {told}.")
-    # scikit-learn takes 32 bits
-    seed = require_whole("seed", seed, least=0, most=None if kind in ("gaussian", "raw") else 2**32 - 1)
-    min_people, count = require_positive("min_people", min_people), int(codewords)
+    check_prior_options(
+        codewords=codewords,
+        set_size=set_size,
+        kind=kind,
+        min_people=min_people,
+        rank=rank,
+        power=power,
+        levels=levels,
+        seed=seed,
+        prior_is_public=prior_is_public,
+        rows=len(unit),
+    )
+    count = int(codewords)
     if kind in _STRUCTURED:
         name, number = ("rank", rank) if kind == "gaussian" else ("levels", levels)
-        extra: dict[str, float] = {name: require_whole(name, number)}
+        extra: dict[str, float] = {name: number}
         if kind == "gaussian":
-            extra["power"] = require_not_negative("power", power, hint="1 draws codewords as the rows lie")
+            extra["power"] = power
         prior = _fit_structured(unit, people, count, set_size, kind, seed, prior_is_public, extra)
         if not prior_is_public and prior.people_behind < min_people:
             smaller = "a smaller rank" if kind == "gaussian" else "fewer codewords, or more levels"
@@ -195,6 +195,53 @@ def fit_prior(
                 "generated."
             )
         count = fewer
+
+
+def check_prior_options(
+    *,
+    codewords: int,
+    set_size: int = 1,
+    kind: str = "kmeans",
+    min_people: float = 10,
+    merge: bool = False,
+    rank: int = GAUSSIAN_RANK,
+    power: float = 1.0,
+    levels: int = LEVELS,
+    seed: int = 0,
+    prior_is_public: bool = False,
+    rows: float = math.inf,
+) -> None:
+    """Check the arguments of :func:`fit_prior` before there are features; ``rows`` is their number, where it is known.
+
+    Raises:
+        ValueError: a number out of range or an unknown kind.
+
+    Example:
+        >>> check_prior_options(codewords=1)
+        Traceback (most recent call last):
+        ValueError: codewords is 1, must be a whole number >= 2.
+    """
+    del merge
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; allowed: {', '.join(KINDS)}.")
+    if kind == "raw" and not prior_is_public:
+        raise ValueError(
+            "kind is 'raw', which publishes training features as they are. Use kind='kmeans', or say "
+            "prior_is_public=True if these people are consenting, public or generated."
+        )
+    most = math.inf if kind in _STRUCTURED else rows
+    if isinstance(codewords, bool) or not isinstance(codewords, (int, np.integer)) or not 2 <= codewords <= most:
+        told = "a whole number >= 2" if math.isinf(most) else f"2 to {rows}, the number of training rows"
+        raise ValueError(f"codewords is {codewords!r}, must be {told}.")
+    check_set_size(set_size, int(codewords))
+    # scikit-learn takes 32 bits
+    require_whole("seed", seed, least=0, most=None if kind in ("gaussian", "raw") else 2**32 - 1)
+    require_positive("min_people", min_people)
+    if kind == "gaussian":
+        require_whole("rank", rank)
+        require_not_negative("power", power, hint="1 draws codewords as the rows lie")
+    if kind == "residual":
+        checked_level_sizes(int(codewords), require_whole("levels", levels), rows)
 
 
 def _fit(

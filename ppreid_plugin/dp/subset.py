@@ -90,7 +90,7 @@ class PriorSubset(Mechanism):
                 f"decoder has shape {self._decoder.shape}, must be that of the codebook, "
                 f"{(len(self.codewords), self.codewords.columns)}."
             )
-        self.set_size = _checked_set_size(set_size, len(self.codewords))
+        self.set_size = check_set_size(set_size, len(self.codewords))
         inside, outside = math.log(self.set_size) + self.epsilon, math.log(len(self.codewords) - self.set_size)
         self.outside = float(expit(outside - inside))
         log_z = float(np.logaddexp(inside, outside))
@@ -272,7 +272,12 @@ def _lowest_first(cosines: torch.Tensor, least: torch.Tensor, size: int) -> torc
     return (above | (ties & (ties.cumsum(dim=1) <= room))).nonzero()[:, 1].reshape(-1, size)
 
 
-def _checked_set_size(set_size: object, codewords: int) -> int:
+def check_set_size(set_size: object, codewords: int) -> int:
+    """Return the number of codewords in a row's set.
+
+    Raises:
+        ValueError: no whole number from 1 to one less than all codewords.
+    """
     if isinstance(set_size, (int, np.integer)) and not isinstance(set_size, bool) and 1 <= set_size < codewords:
         return int(set_size)
     raise ValueError(

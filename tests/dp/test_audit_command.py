@@ -202,7 +202,7 @@ def test_every_budget_of_a_release_is_audited_and_a_manifest_that_states_too_lit
         ),
         (
             ["--train", "few.npz", "--mechanisms", "codebook:codewords=1"],
-            "codewords of --mechanisms is 1, must be 2 to",
+            "codewords of --mechanisms is 1, must be a whole number >= 2",
         ),
         (["--train", "few.npz", "--mechanisms", "codebook:codewords=4,seed=x"], "seed of --mechanisms is 'x', must be"),
         (["--train", "few.npz", "--mechanisms", "codebook:clip_norm=0"], "clip_norm of --mechanisms is 0, must be"),

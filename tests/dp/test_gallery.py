@@ -117,6 +117,9 @@ def test_a_share_of_nothing_is_refused():
     gallery = DPGallery("gaussian", epsilon=0.1, delta=1e-2, unit="person", prototype=False)
     with pytest.raises(ValueError, match=r"epsilon 0.1 over 71 rows of a person leaves nothing for each"):
         gallery.share(71)
+    gallery = DPGallery("privunit", epsilon=2e-100, unit="person", prototype=False).fit(TRAIN)
+    with pytest.raises(ValueError, match=r"^a row's share of privacy.gallery.epsilon 2e-100 among 4 rows .* is 5e-101"):
+        gallery.share(4)
 
 
 def test_a_share_is_drawn_with_the_noise_of_the_share():
@@ -153,7 +156,7 @@ def test_noised_queries_get_noise_of_their_own():
     ("call", "message"),
     [
         (lambda: DPGallery("prior_subset", epsilon=1.0), "needs a codebook: its size is missing.*kwargs.codewords"),
-        (lambda: DPGallery("prior_subset", epsilon=-1.0, options=CODEBOOK), "epsilon is -1.0"),
+        (lambda: DPGallery("prior_subset", epsilon=-1.0, options=CODEBOOK), "^privacy.gallery.epsilon is -1.0"),
         (lambda: DPGallery("prior_subset", epsilon=1.0, delta=0.1, options=CODEBOOK), "needs delta 0"),
         (lambda: DPGallery("gaussian", epsilon=1.0, options={"set_size": 3}), "has 'set_size'; allowed: none"),
         (lambda: DPGallery("gaussian", epsilon=1.0, options={"epsilon": 3}), "kwargs has 'epsilon'; allowed: none"),
@@ -161,8 +164,8 @@ def test_noised_queries_get_noise_of_their_own():
         (lambda: DPGallery("gaussian", epsilon=1.0).fit(None), "need features of the training split"),
         (lambda: DPGallery("codebook", epsilon=1.0, options={"codewords": 4}).fit(TRAIN), "needs the pids"),
         (
-            lambda: DPGallery("codebook", epsilon=1.0, options={"codewords": 1}).fit(TRAIN, PIDS),
-            "^privacy.gallery.kwargs.codewords is 1, must be 2 to",
+            lambda: DPGallery("codebook", epsilon=1.0, options={"codewords": len(TRAIN) + 1}).fit(TRAIN, PIDS),
+            f"^privacy.gallery.kwargs.codewords is {len(TRAIN) + 1}, must be 2 to {len(TRAIN)}, the number of training",
         ),
         (
             lambda: DPGallery("gaussian", epsilon=1.0, transform="pca:components=0"),
@@ -177,6 +180,27 @@ def test_noised_queries_get_noise_of_their_own():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"codewords": 1}, "codewords is 1, must be a whole number >= 2"),
+        ({"codewords": 2.0}, "codewords is 2.0, must be"),
+        ({"kind": "means"}, "kind is 'means'; allowed: "),
+        ({"kind": "raw"}, "kind is 'raw', which publishes"),
+        ({"set_size": 4}, "set_size is 4, must be 1 to 3"),
+        ({"seed": -1}, "seed is -1, must be"),
+        ({"min_people": 0}, "min_people is 0, must be"),
+        ({"kind": "gaussian", "rank": 0}, "rank is 0, must be"),
+        ({"kind": "gaussian", "power": -1.0}, "power is -1.0, must be"),
+        ({"kind": "residual", "levels": 0}, "levels is 0, must be"),
+        ({"kind": "residual", "levels": 3}, "codewords is 4, which splits into levels of 2 and 2 and 1; .* at least 2"),
+    ],
+)
+def test_the_options_of_a_prior_are_checked_before_anything_is_trained(given, message):
+    with pytest.raises(ValueError, match=f"^privacy.gallery.kwargs.{message}"):
+        DPGallery("prior_subset", epsilon=1.0, options={"codewords": 4, **given})
 
 
 @pytest.mark.parametrize("name", sorted(MECHANISMS.names()))

@@ -233,6 +233,7 @@ def test_list(capsys, what, name):
         (arguments("--budgets", "77=2"), "--budgets has pid 77, of which the gallery has no row"),
         (arguments("--cameras", "0", "9"), "--cameras has camid 9, of which the gallery has no row"),
         (arguments("--codewords", "20"), "--codewords is for mechanisms with a codebook; 'gaussian' has none"),
+        (arguments("--codewords", "0"), "--codewords is for mechanisms with a codebook"),
         (arguments("--prior-is-public"), "--prior-is-public is for mechanisms with a codebook"),
         (arguments("--expires", "soon"), "expires is 'soon', must be a date"),
         (arguments(epsilon="-1"), "epsilon is -1.0, must be a finite number > 0"),

@@ -230,7 +230,7 @@ def test_flags_that_lack_something_are_named(argv, message, capsys):
         (["--mechanisms", "gaussian:transform=centre"], "transform of --mechanisms is 'centre'; registered"),
         (["--mechanisms", "gaussian:clip_norm=0"], "clip_norm of --mechanisms is 0, must be a finite number > 0"),
         (["--transform", "centre"], "--transform is 'centre'; registered"),
-        (["--mechanisms", "prior_subset:codewords=1"], "codewords of --mechanisms is 1, must be 2 to"),
+        (["--mechanisms", "prior_subset:codewords=1"], "codewords of --mechanisms is 1, must be a whole number >= 2"),
         (["--mechanisms", "prior_subset:codewords=8,seed=x"], "seed of --mechanisms is 'x', must be a whole number"),
         (["--mechanisms", "prior_subset:codewords=8,kind=x"], "kind of --mechanisms is 'x'; allowed: gaussian"),
         (
