@@ -113,7 +113,7 @@ class DPGallery(ProtectedGallery):
         self._option_names |= {name: self._called.get(name, f"privacy.gallery.kwargs.{name}") for name in options}
         with self.naming_options():
             if self.fits_prior:
-                check_prior_options(**self.prior_options)
+                check_prior_options(self.prior_options)
             self._mechanism: Mechanism = build_mechanism(mechanism, **self._budget, **self._options)
         self._ready = not self.fits_prior
         self.prior: Prior | None = None

@@ -8,8 +8,9 @@ So cells are counted in people, and small ones are refused unless the caller say
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,18 +157,9 @@ def fit_prior(
         ((4, 4), True)
     """
     unit, people = _checked(train_features, train_pids)
-    check_prior_options(
-        codewords=codewords,
-        set_size=set_size,
-        kind=kind,
-        min_people=min_people,
-        rank=rank,
-        power=power,
-        levels=levels,
-        seed=seed,
-        prior_is_public=prior_is_public,
-        rows=len(unit),
-    )
+    options = {"codewords": codewords, "set_size": set_size, "kind": kind, "min_people": min_people, "rank": rank}
+    options |= {"power": power, "levels": levels, "seed": seed, "prior_is_public": prior_is_public}
+    check_prior_options(options, rows=len(unit))
     count = int(codewords)
     if kind in _STRUCTURED:
         name, number = ("rank", rank) if kind == "gaussian" else ("levels", levels)
@@ -197,34 +189,27 @@ def fit_prior(
         count = fewer
 
 
-def check_prior_options(
-    *,
-    codewords: int,
-    set_size: int = 1,
-    kind: str = "kmeans",
-    min_people: float = 10,
-    merge: bool = False,
-    rank: int = GAUSSIAN_RANK,
-    power: float = 1.0,
-    levels: int = LEVELS,
-    seed: int = 0,
-    prior_is_public: bool = False,
-    rows: float = math.inf,
-) -> None:
-    """Check the arguments of :func:`fit_prior` before there are features; ``rows`` is their number, where it is known.
+def check_prior_options(options: Mapping[str, Any], *, rows: float = math.inf) -> None:
+    """Check what can be checked before there are features to fit on.
+
+    Args:
+        options: arguments of :func:`fit_prior`; ``codewords`` is among them.
+        rows: number of training rows; infinite: not known yet.
 
     Raises:
         ValueError: a number out of range or an unknown kind.
 
     Example:
-        >>> check_prior_options(codewords=1)
+        >>> check_prior_options({"codewords": 1})
         Traceback (most recent call last):
         ValueError: codewords is 1, must be a whole number >= 2.
     """
-    del merge
+    defaults = {name: one.default for name, one in inspect.signature(fit_prior).parameters.items()}
+    given = {**defaults, **options}
+    kind, codewords = given["kind"], given["codewords"]
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; allowed: {', '.join(KINDS)}.")
-    if kind == "raw" and not prior_is_public:
+    if kind == "raw" and not given["prior_is_public"]:
         raise ValueError(
             "kind is 'raw', which publishes training features as they are. Use kind='kmeans', or say "
             "prior_is_public=True if these people are consenting, public or generated."
@@ -233,15 +218,15 @@ def check_prior_options(
     if isinstance(codewords, bool) or not isinstance(codewords, (int, np.integer)) or not 2 <= codewords <= most:
         told = "a whole number >= 2" if math.isinf(most) else f"2 to {rows}, the number of training rows"
         raise ValueError(f"codewords is {codewords!r}, must be {told}.")
-    check_set_size(set_size, int(codewords))
+    check_set_size(given["set_size"], int(codewords))
     # scikit-learn takes 32 bits
-    require_whole("seed", seed, least=0, most=None if kind in ("gaussian", "raw") else 2**32 - 1)
-    require_positive("min_people", min_people)
+    require_whole("seed", given["seed"], least=0, most=None if kind in ("gaussian", "raw") else 2**32 - 1)
+    require_positive("min_people", given["min_people"])
     if kind == "gaussian":
-        require_whole("rank", rank)
-        require_not_negative("power", power, hint="1 draws codewords as the rows lie")
+        require_whole("rank", given["rank"])
+        require_not_negative("power", given["power"], hint="1 draws codewords as the rows lie")
     if kind == "residual":
-        checked_level_sizes(int(codewords), require_whole("levels", levels), rows)
+        checked_level_sizes(int(codewords), require_whole("levels", given["levels"]), rows)
 
 
 def _fit(
