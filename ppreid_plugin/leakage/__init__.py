@@ -5,6 +5,7 @@ from .attributes import AttributesAttack, CameraAttack
 from .battery import Leakage, measure_leakage
 from .cues import FineCues
 from .data import LeakageSet
+from .deid_features import deid_features
 from .erasure import Leace
 from .identification import IdentificationAttack
 from .image_components import image_components
@@ -35,6 +36,7 @@ __all__ = [
     "PatchAttack",
     "ReconstructionAttack",
     "canary_membership",
+    "deid_features",
     "gallery_membership",
     "image_components",
     "link",
