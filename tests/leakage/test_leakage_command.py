@@ -343,7 +343,10 @@ def test_attackers_may_learn_from_the_gallery(files, tmp_path, capsys):
         (("--mechanism", "privunit_g", "--epsilon", "5e-324"), "--epsilon is 5e-324, privunit_g is computed from"),
         (("--mechanism", "gaussian", "--epsilon", "8", "--delta", "0"), "--delta is 0.0, gaussian needs 0 < delta"),
         (("--mechanism", "gaussian", "--epsilon", "8", "--transform", "pcs"), "--transform is 'pcs'; registered"),
-        (("--mechanism", "codebook:codewords=1", "--epsilon", "8"), "codewords of --mechanism is 1, must be 2 to"),
+        (
+            ("--mechanism", "codebook:codewords=1", "--epsilon", "8"),
+            "codewords of --mechanism is 1, must be a whole number >= 2",
+        ),
         (("--mechanism", "codebook:codewords=4,seed=x", "--epsilon", "8"), "seed of --mechanism is 'x', must be"),
         (
             ("--mechanism", "gaussian", "--epsilon", "8", "--transform", "pca:components=999"),
