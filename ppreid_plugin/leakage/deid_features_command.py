@@ -14,6 +14,8 @@ from ..suppression.image_transforms import parse_image_transform
 from .deid_features import deid_features
 from .images import ImageFiles, RowImages, row_images
 
+_MADE_BY = "deid "  # begins what a file names for its model
+
 
 def parser() -> argparse.ArgumentParser:
     """Parser of ``tools/deid_features.py``."""
@@ -40,7 +42,7 @@ def deid_features_command(argv: Sequence[str]) -> list[Path]:
 
     Raises:
         ValueError: an unknown target or argument, a size out of range, rows without images, two files of one name, a
-            folder that holds the files given; nothing is written then.
+            file in the way that is not of this command; nothing is written then.
         FileNotFoundError, ImageError: a file that is not there or cannot be read.
     """
     args = parser().parse_args(argv)
@@ -49,20 +51,25 @@ def deid_features_command(argv: Sequence[str]) -> list[Path]:
         require_whole(f"--{flag}", getattr(args, flag), hint="pixels")
     sources = [Path(path) for path in args.features]
     paths = [Path(args.out) / f"{source.stem}.npz" for source in sources]
-    for number, (source, path) in enumerate(zip(sources, paths, strict=True)):
+    for number, path in enumerate(paths):
         if path in paths[:number]:
             raise ValueError(f"--features has two files that would be written as '{path}'. Run them one by one.")
-        if path.resolve() == source.resolve():
-            raise ValueError(f"--out is '{args.out}', where '{source}' itself lies. Name another folder.")
+        _require_free(path)
     arrays = [load_arrays(source) for source in sources]
     images = [_images(source, found, args.images_root) for source, found in zip(sources, arrays, strict=True)]
     rows = deid_features(images, target, height=args.height, width=args.width)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     for path, found, features in zip(paths, arrays, rows, strict=True):
         kept = {name: values for name, values in found.items() if name not in ("features", "privacy", "model")}
-        save_features(path, {**kept, "features": features}, model=f"deid {args.target}")
+        save_features(path, {**kept, "features": features}, model=f"{_MADE_BY}{args.target}")
         print(f"{len(features)} rows of {features.shape[1]} columns: '{path}'")
     return paths
+
+
+def _require_free(path: Path) -> None:
+    """Raise ValueError if another file is in the way, such as the features that the images are of."""
+    if path.exists() and not str(load_arrays(path, ["model"]).get("model", "")).startswith(_MADE_BY):
+        raise ValueError(f"'{path}' exists, and holds no De-ID images: it would be lost. Name another folder: --out")
 
 
 def _images(source: Path, arrays: dict[str, Any], root: str | None) -> RowImages:

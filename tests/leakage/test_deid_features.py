@@ -104,6 +104,8 @@ def test_the_files_hold_the_labels_and_are_read_as_features(tmp_path, capsys):
     assert rows.images is not None
     assert str(load_arrays(out / "gallery.npz")["model"]) == "deid pixelate:blocks=4"
     assert stat.S_IMODE((out / "gallery.npz").stat().st_mode) == 0o600
+    deid_features_command([*argv, "--target", "pixelate:blocks=8", "--height", "64", "--width", "32"])  # in its place
+    assert load_arrays(out / "gallery.npz")["features"].shape == (4, 384)
 
 
 def test_images_in_files(tmp_path):
@@ -126,7 +128,7 @@ def test_images_in_files(tmp_path):
         (["--target", "pixelate:blocks=0"], "blocks is 0, must be a whole number"),
         (["--target", "pixelate:blocks=200"], "blocks is 200, must be <= the image width of 128 pixels"),
         (["--height", "0"], "--height is 0, must be a whole number >= 1 (pixels)"),
-        (["--out", "."], "--out is '.', where 't.npz' itself lies"),
+        (["--out", "."], "'t.npz' exists, and holds no De-ID images: it would be lost. Name another folder: --out"),
         (["--features", "t.npz", "more/t.npz"], "--features has two files that would be written as 'out/t.npz'"),
         (["--features", "no.npz"], "'no.npz' is not there"),
         (["--features", "bare.npz"], "'bare.npz' holds no images. Name the folder"),
