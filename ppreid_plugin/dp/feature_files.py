@@ -44,6 +44,12 @@ def load_arrays(path: str | Path, only: Collection[str] | None = None) -> dict[s
     raise ValueError(f"'{path}' ends in {path.suffix!r}; features are read from .npz and .safetensors files.")
 
 
+def require_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], names: Collection[str]) -> None:
+    """Raise ValueError if one of these arrays is not among those of a file."""
+    if missing := [name for name in names if name not in arrays]:
+        raise ValueError(f"'{path}' lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
+
+
 def save_features(path: str | Path, arrays: Mapping[str, np.ndarray], *, model: str = "") -> Path:
     """Write clean features as ``.npz``: readable by the owner alone, complete or not at all, marked ``clean``.
 
@@ -85,9 +91,7 @@ def load_gallery(path: str | Path) -> GalleryRows:
         FileNotFoundError, ValueError: as :func:`load_arrays`; an array is missing; values as :class:`GalleryRows` says.
     """
     arrays = load_arrays(path)
-    missing = [name for name in ("features", "pids", "camids", "row_ids") if name not in arrays]
-    if missing:
-        raise ValueError(f"'{path}' lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
+    require_arrays(path, arrays, ("features", "pids", "camids", "row_ids"))
     row_ids = arrays["row_ids"]
     if row_ids.ndim == 2 and row_ids.dtype == np.uint8:
         row_ids = np.array(row_names(arrays))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ppreid_plugin.dp.feature_files import load_arrays
+from ppreid_plugin.dp.feature_files import load_arrays, require_arrays
 from ppreid_plugin.dp.private_head import head_budget, train_private_head, unit_members
 from ppreid_plugin.dp.private_head_accounting import ACCOUNTANTS
 from ppreid_plugin.dp.private_head_transform import PrivateHead, covered, require_suffix
@@ -166,6 +166,5 @@ def summary(record: dict[str, Any]) -> str:
 
 def _training_set(path: str | Path) -> tuple[np.ndarray, np.ndarray, str]:
     arrays = load_arrays(path)
-    if missing := [name for name in ("features", "pids") if name not in arrays]:
-        raise ValueError(f"'{path}' lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
+    require_arrays(path, arrays, ("features", "pids"))
     return arrays["features"], arrays["pids"], str(arrays.get("model", ""))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from ..dp.feature_files import load_arrays, row_names, save_features
+from ..dp.feature_files import load_arrays, require_arrays, row_names, save_features
 from ..number_checks import require_whole
 from ..suppression.deid import DeIDTarget
 from ..suppression.image_transforms import parse_image_transform
@@ -73,8 +73,7 @@ def _require_free(path: Path) -> None:
 
 
 def _images(source: Path, arrays: dict[str, Any], root: str | None) -> RowImages:
-    if missing := [name for name in ("pids", "camids") if name not in arrays]:
-        raise ValueError(f"'{source}' lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
+    require_arrays(source, arrays, ("pids", "camids"))
     try:
         images = row_images(arrays, row_names(arrays), root)
     except ValueError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.attributes import ByPerson, attributes_by_pid, load_attribute_words, load_market_attributes
-from ..dp.feature_files import load_arrays, row_names
+from ..dp.feature_files import load_arrays, require_arrays, row_names
 from ..dp.units import JUNK_PID
 from ..registry import closest
 from .data import LeakageSet
@@ -148,9 +148,7 @@ def read_truth_table(path: str) -> TruthTable:
         FileNotFoundError, ValueError: no such file, another kind of file, an array is missing, or lengths differ.
     """
     arrays = load_arrays(path)
-    missing = [name for name in ("row_ids", "pids", "camids") if name not in arrays]
-    if missing:
-        raise ValueError(f"'{path}' lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
+    require_arrays(path, arrays, ("row_ids", "pids", "camids"))
     blank = np.zeros((len(arrays["row_ids"]), 1), dtype=np.float32)
     attributes = {name.removeprefix(_ATTRIBUTE): arrays[name] for name in arrays if name.startswith(_ATTRIBUTE)}
     rows = LeakageSet(blank, arrays["pids"], arrays["camids"], attributes, tuple(row_names(arrays)))

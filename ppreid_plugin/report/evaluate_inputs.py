@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..dp.feature_files import load_arrays
+from ..dp.feature_files import load_arrays, require_arrays
 from ..dp.units import JUNK_PID
 from ..retrieval.checks import as_labels
 
@@ -55,8 +55,7 @@ def read_rows(path: str, labels: str | None, flag: str) -> Rows:
         if labels is not None:
             raise ValueError(f"{flag}-labels is '{labels}', but '{path}' brings its labels. Leave {flag}-labels out.")
         arrays = load_arrays(path)
-        if missing := [name for name in ("features", "pids", "camids") if name not in arrays]:
-            raise ValueError(f"'{path}' lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
+        require_arrays(path, arrays, ("features", "pids", "camids"))
         features, pids, camids = arrays["features"], arrays["pids"], arrays["camids"]
         source, model = path, str(arrays.get("model", ""))
     _check_features(path, features)

@@ -20,7 +20,7 @@ import torch
 from tabulate import tabulate
 
 from ..dp.bounds import bound_query_to_row
-from ..dp.feature_files import load_arrays
+from ..dp.feature_files import load_arrays, require_arrays
 from ..dp.gallery import DPGallery
 from ..dp.mechanisms import MECHANISMS
 from ..dp.prior import Prior, fit_prior
@@ -127,9 +127,7 @@ def load_split(path: str) -> Extracted:
         FileNotFoundError, ValueError: no such file, an array is missing, or lengths differ.
     """
     arrays = load_arrays(path)
-    missing = [name for name in ("features", "pids", "camids") if name not in arrays]
-    if missing:
-        raise ValueError(f"'{path}' lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
+    require_arrays(path, arrays, ("features", "pids", "camids"))
     lengths = {name: len(arrays[name]) for name in ("features", "pids", "camids")}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"'{path}': lengths differ: {lengths}; one pid and one camid a row of features are needed.")
