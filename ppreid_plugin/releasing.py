@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Sequence
+
+from yacs.config import CfgNode
 
 from . import build
 from .cli import parse_config, train_parser
 from .config import ConfigError, disable_privacy
+from .data.validation import some_places
 from .dp.commands import list_text, release_command, release_parser, release_rows, require_flags
 from .dp.feature_files import model_fingerprint
+from .dp.mechanisms import MECHANISMS
 from .dp.spec import MechanismSpec
 from .dp.stored import Release
 from .dp.units import GalleryRows
@@ -36,14 +41,11 @@ def release(argv: Sequence[str]) -> Release | None:
         print(list_text(args.list))
         return None
     gallery = cfg.privacy.gallery
-    spec = MechanismSpec(gallery.mechanism, dict(gallery.kwargs))
-    parser.set_defaults(
-        mechanism=str(spec),
-        background_pids=list(gallery.background_pids),
-        max_rows_per_person=gallery.max_rows_per_person,
-        **{flag: gallery[key] for flag, key in _KEYS.items()},
-    )
+    parser.set_defaults(**_flags_of(gallery))
     cfg, args = parse_config(parser, argv)
+    _refuse_what_no_release_has(gallery, args)
+    if args.unit == "person" and not args.cameras:
+        args.cameras = list(gallery.enroll_cameras)
     require_flags(args, "name", *(() if args.dry_run else ("out",)))
     weights = cfg.model.load_weights or cfg.model.resume
     if not weights:
@@ -55,8 +57,40 @@ def release(argv: Sequence[str]) -> Release | None:
     disable_privacy(cfg)
     arrays = extract_splits(build.build_engine(cfg), root=cfg.data.root, splits=["train", "gallery"])
     train, rows = arrays["train"], arrays["gallery"]
+    some = some_places(len(train["pids"]), gallery.fit_images, cfg.train.seed)
     released = GalleryRows(rows["features"], rows["row_ids"].tolist(), rows["pids"], rows["camids"])
-    return release_rows(args, released, (train["features"], train["pids"]))
+    return release_rows(args, released, (train["features"][some], train["pids"][some]))
+
+
+def _flags_of(gallery: CfgNode) -> dict[str, object]:
+    """Return the flags' defaults that ``privacy.gallery`` says."""
+    options = dict(gallery.kwargs)
+    takes = inspect.signature(MECHANISMS.get(gallery.mechanism, key="privacy.gallery.mechanism")).parameters
+    if "codebook" not in takes and gallery.clip_norm != 1.0:  # rows reach a codebook at length 1
+        options["clip_norm"] = gallery.clip_norm
+    return {
+        "mechanism": str(MechanismSpec(gallery.mechanism, options)),
+        "background_pids": list(gallery.background_pids),
+        "max_rows_per_person": gallery.max_rows_per_person,
+        **{flag: gallery[key] for flag, key in _KEYS.items()},
+        **({"epsilon": gallery.epsilons[0] if len(gallery.epsilons) == 1 else None} if gallery.epsilons else {}),
+    }
+
+
+def _refuse_what_no_release_has(gallery: CfgNode, args: argparse.Namespace) -> None:
+    if args.epsilon is None:
+        raise ConfigError(
+            f"privacy.gallery.epsilons is {list(gallery.epsilons)}; a release has one budget. Give it: --epsilon E"
+        )
+    if args.unit == "person" and not gallery.prototype:
+        raise ConfigError(
+            "privacy.gallery.prototype is False: rows at a share of the budget each exist for evaluation only. A "
+            "release of the person unit holds one prototype a person; set privacy.gallery.prototype True."
+        )
+    if gallery.release:
+        raise ConfigError(
+            f"privacy.gallery.release is '{gallery.release}', a stored release: there is nothing to draw. Leave it out."
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

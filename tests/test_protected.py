@@ -167,6 +167,65 @@ def test_what_is_missing_is_named(pedestrians, tmp_path, weights, capsys, drop, 
     assert message in capsys.readouterr().err
 
 
+def test_a_release_fits_on_the_images_and_takes_the_rows_that_the_evaluation_does(
+    pedestrians, tmp_path, weights, make_engine
+):
+    keys = ("privacy.gallery.fit_images", "9", "privacy.gallery.enroll_cameras", "[0, 2]", "train.seed", "4")
+    argv = [*flags(pedestrians, tmp_path, weights, "--unit", "person"), *keys]
+    assert cli.run(releasing.release, argv) == 0
+    stored = load_release(tmp_path / "release")
+    assert stored.manifest["prior"]["fitted_rows"] == 9
+    assert stored.manifest["cameras"] == [0, 2]
+    same = make_engine(
+        *PERSON, "privacy.gallery.mechanism", "none", "model.load_weights", weights, "train.seed", 4,
+        "privacy.gallery.fit_images", 9,
+    )  # fmt: skip
+    same.test()
+    rows = extracted(same)["query"].features
+    assert torch.allclose(stored.transform().transform(rows).double(), same.galleries[0].transform(rows), atol=1e-6)
+
+
+def test_a_release_clips_as_the_evaluation_does(pedestrians, tmp_path, weights, capsys):
+    sigmas = []
+    for keys in ((), ("privacy.gallery.clip_norm", "3.0")):
+        argv = [*flags(pedestrians, tmp_path, weights, "--dry-run"), "privacy.gallery.mechanism", "gaussian", *keys]
+        (tmp_path / "c.yaml").write_text((tmp_path / "c.yaml").read_text().partition("kwargs")[0] + "epsilons: []}}\n")
+        assert cli.run(releasing.release, argv) == 0
+        sigmas.append(float(capsys.readouterr().out.partition("sigma ")[2].partition(",")[0]))
+    assert sigmas[1] == pytest.approx(3 * sigmas[0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["privacy.gallery.epsilons", "[4.0, 8.0]"], "privacy.gallery.epsilons is [4.0, 8.0]; a release has one"),
+        (
+            ["privacy.gallery.unit", "person", "privacy.gallery.prototype", "False"],
+            "privacy.gallery.prototype is False: rows at a share",
+        ),
+        (["privacy.gallery.release", "old"], "privacy.gallery.release is 'old', a stored release"),
+        (["privacy.gallery.mechanism", "gausian"], "privacy.gallery.mechanism is 'gausian'"),
+    ],
+)
+def test_what_only_an_evaluation_has_is_refused_before_anything_is_extracted(
+    pedestrians, tmp_path, weights, capsys, keys, message
+):
+    assert cli.run(releasing.release, [*flags(pedestrians, tmp_path, weights), *keys]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Extract" not in captured.out
+
+
+def test_of_several_budgets_one_is_released_by_its_flag(pedestrians, tmp_path, weights, capsys):
+    argv = flags(pedestrians, tmp_path, weights, "--dry-run")
+    for more, epsilon in (
+        (["privacy.gallery.epsilons", "[4.0]"], 4),
+        (["privacy.gallery.epsilons", "[4.0, 8.0]", "--epsilon", "8"], 8),
+    ):
+        assert cli.run(releasing.release, [*argv, *more]) == 0
+        assert f"epsilon {epsilon}, " in capsys.readouterr().out
+
+
 def test_an_anonymous_release_needs_its_labels(pedestrians, tmp_path, weights, make_engine):
     assert cli.run(releasing.release, flags(pedestrians, tmp_path, weights, protocol="anonymous")) == 0
     key = ("privacy.gallery.release", tmp_path / "release")
