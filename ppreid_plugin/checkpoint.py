@@ -24,6 +24,7 @@ _NUMPY_TYPES: list[Any] = [
     np.dtypes.Float32DType,
     np.dtypes.Float64DType,
 ]
+LAST_FILE = "model-last.pth.tar"  # in the folder of each module: its state after the latest epoch
 BEST_FILE = "best.json"  # beside the modules' folders: epoch and mAP of the best checkpoint on validation people
 STATES_FILE = "components.json"  # there too: what components keep beside their modules, by epoch and name
 _CLASSIFIER = re.compile(r"(^|\.)classifier(\.|$|\d|_)|^fc\.|^last_linear")
@@ -119,6 +120,11 @@ def resume(engine: Any, path: str | Path) -> int:
             )
         loaded[name] = load_checkpoint(file, option="model.resume")
         _check_fits(loaded[name], unwrap(engine._models[name]), file)
+        if (epoch := loaded[name]["epoch"]) != loaded["model"]["epoch"]:
+            raise CheckpointError(
+                f"model.resume: '{file}' is of epoch {epoch}, '{path}' of epoch {loaded['model']['epoch']}: the run "
+                "was stopped while it wrote them. Continue from a checkpoint with a number, or start again."
+            )
     for name, checkpoint in loaded.items():
         unwrap(engine._models[name]).load_state_dict(checkpoint["state_dict"])
         engine._optims[name].load_state_dict(checkpoint["optimizer"])
@@ -129,6 +135,25 @@ def resume(engine: Any, path: str | Path) -> int:
     epoch = int(loaded["model"]["epoch"])
     _take_small_states(engine, path.parent.parent / STATES_FILE, epoch)
     return epoch
+
+
+def keep_last(engine: Any, folder: Path, epoch: int) -> None:
+    """Write ``NAME/model-last.pth.tar`` of each registered module after ``epoch`` epochs; what is there is replaced."""
+    written = {}
+    for name in engine.get_model_names():
+        path = folder / name / LAST_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written[path] = path.with_name(f".{LAST_FILE}.tmp")
+        state = {
+            "state_dict": engine._models[name].state_dict(),
+            "epoch": epoch,
+            "optimizer": engine._optims[name].state_dict(),
+            "scheduler": engine._scheds[name].state_dict(),
+        }
+        torch.save(state, written[path])
+    for path, temporary in written.items():
+        temporary.replace(path)
+    keep_small_states(engine, folder, epoch)
 
 
 def keep_small_states(engine: Any, folder: Path, epoch: int) -> None:

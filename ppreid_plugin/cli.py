@@ -20,6 +20,7 @@ import torch
 from yacs.config import CfgNode
 
 from . import arguments, build, ranks
+from .checkpoint import LAST_FILE
 from .config import ConfigError, get_default_config, is_config_key, merge_file, merge_options
 from .data.csv_dataset import register_csv_dataset
 from .extraction import extract_command, extract_parser
@@ -160,7 +161,8 @@ def _train(cfg: CfgNode, argv: Sequence[str]) -> dict[str, Any]:
         device = "cuda" if cfg.use_gpu else "cpu"
         print("Environment: " + ", ".join(f"{key} {value}" for key, value in environment(device).items()))
         engine = build.build_engine(cfg)
-        engine.run(**arguments.engine_run_arguments(cfg))
+        with _saying_how_to_go_on(cfg):
+            engine.run(**arguments.engine_run_arguments(cfg))
         if not ranks.is_first():
             return {}
         record = {
@@ -238,6 +240,19 @@ def tee(path: Path) -> Iterator[None]:
             yield
         finally:
             sys.stdout = console
+
+
+@contextmanager
+def _saying_how_to_go_on(cfg: CfgNode) -> Iterator[None]:
+    """Name the state after the latest epoch where a training is stopped or its evaluation fails."""
+    start = time.time()
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        last = Path(cfg.data.save_dir, "model", LAST_FILE)
+        if ranks.is_first() and not cfg.test.evaluate and last.is_file() and last.stat().st_mtime >= start:
+            print(f"The state after the latest epoch is kept. To go on, append: model.resume {last}")
+        raise
 
 
 def _refuse_idle_options(cfg: CfgNode, options: Sequence[str]) -> None:

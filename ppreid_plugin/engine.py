@@ -6,6 +6,7 @@
 * ``compute_loss`` adds the components' terms, once a batch, unscaled by torchreid's loss weights;
 * ``forward_backward`` lets the components take their steps and logs their figures;
 * ``test`` extracts query and gallery once, evaluates them, and evaluates the protected gallery beside them;
+* ``train`` keeps the state after each epoch as ``model-last``, so that a run that is stopped can go on;
 * ``save_model`` writes checkpoints that load again, and keeps the best one by validation people.
 
 Without components the engine computes what torchreid's own computes.
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ranks
-from .checkpoint import BEST_FILE, keep_small_states
+from .checkpoint import BEST_FILE, LAST_FILE, keep_last, keep_small_states
 from .components import Batch, Component, Context
 from .data.validation import VALIDATION, training_set_for_features
 from .distributed import NoWriter, average_gradients, share_module
@@ -88,6 +89,7 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
         self.feature_cache = feature_cache
         self.results: dict[str, TargetResult] = {}
         self.best: dict[str, float] | None = None
+        self._save_dir: Path | None = None
         self._replaying = False
         self._batch: Batch | None = None
         self._tap: FeatureTap | None = None
@@ -140,6 +142,17 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
             model = model.module
         super().register_model(name, model, optim or _Stateless(), sched or _Stateless())  # type: ignore[misc]
 
+    def run(self, save_dir: str = "log", *args: Any, **kwargs: Any) -> None:
+        """Train and test as torchreid does; a run that is stopped continues from its ``model-last``."""
+        self._save_dir = Path(save_dir)
+        super().run(save_dir, *args, **kwargs)  # type: ignore[misc]
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        """Train one epoch and, in a `run`, keep what it made: torchreid's own saves nothing before an evaluation."""
+        super().train(*args, **kwargs)
+        if self._save_dir is not None and ranks.is_first():
+            keep_last(self, self._save_dir, self.epoch + 1)
+
     def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
         """Save as torchreid does, loadable again; keep ``model-last`` and, by validation people, ``model-best``.
 
@@ -155,7 +168,7 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
         super().save_model(epoch, float(rank1), save_dir, is_best=is_best)  # type: ignore[misc]
         for name in self.get_model_names():  # type: ignore[attr-defined]
             folder = Path(save_dir, name)
-            shutil.copyfile(folder / f"model.pth.tar-{epoch + 1}", folder / "model-last.pth.tar")
+            shutil.copyfile(folder / f"model.pth.tar-{epoch + 1}", folder / LAST_FILE)
         keep_small_states(self, Path(save_dir), epoch + 1)
         if self.best is not None:
             Path(save_dir, BEST_FILE).write_text(json.dumps(self.best) + "\n", encoding="utf-8")

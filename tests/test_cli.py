@@ -57,6 +57,21 @@ def test_train_then_test_end_to_end(train, tmp_path):
     assert "Protected gallery: gaussian" in log
 
 
+def test_what_was_trained_is_kept_when_the_evaluation_fails_and_the_way_on_is_named(train, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("ppreid_plugin.testing.extract", lambda *_, **__: (_ for _ in ()).throw(OSError("image gone")))
+        code, out, err = train()
+    assert (code, err) == (2, "Error: image gone\n")
+    last = tmp_path / "log/model/model-last.pth.tar"
+    assert f"To go on, append: model.resume {last}" in out
+    code, out, err = train("model.resume", last)
+    assert code == 0, err
+    assert json.loads((tmp_path / "log/metrics.json").read_text())["targets"]
+    code, out, err = train("train.batch_size", "1000")  # stopped before anything was trained
+    assert code == 2
+    assert "To go on" not in out
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

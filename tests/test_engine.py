@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from ppreid_plugin import Component, DeIDDecoder, DPGallery, IdentityAdversary, arguments, build, with_privacy
+from ppreid_plugin.checkpoint import LAST_FILE, CheckpointError
 from ppreid_plugin.components import Trainable
 from ppreid_plugin.config import ConfigError
 from ppreid_plugin.data.validation import VALIDATION
@@ -307,6 +310,44 @@ def test_training_continues_as_if_it_had_not_stopped(make_engine, run_engine, tm
     before = copy.deepcopy(again.components[0].network.state_dict())
     run_engine(again)
     assert any(not torch.equal(before[k], v) for k, v in again.components[0].network.state_dict().items())
+
+
+def test_a_run_that_is_stopped_goes_on_from_its_last_epoch(make_engine, run_engine, tmp_path):
+    options = ("privacy.deid.enabled", True, "train.max_epoch", 2)
+
+    def stopped(where, **patches):
+        torch.manual_seed(0)
+        engine = make_engine(*options, "data.save_dir", tmp_path / where)
+        for name, patch in patches.items():
+            setattr(engine, name, patch(engine, getattr(engine, name)))
+        with pytest.raises(KeyboardInterrupt):
+            run_engine(engine)
+        return engine, str(tmp_path / where / "model" / LAST_FILE)
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    def in_epoch_2(engine, train):
+        return lambda *args, **kwargs: interrupted() if engine.epoch == 1 else train(*args, **kwargs)
+
+    engine, last = stopped("final test", test=lambda *_: interrupted)
+    assert utils.resume_from_checkpoint(last, copy.deepcopy(engine.model)) == 2  # stock torchreid reads it
+    again = make_engine(*options, "model.resume", last, "data.save_dir", tmp_path / "final test")
+    run_engine(again)  # only the test is left
+    saved = torch.load(tmp_path / "final test" / "model" / "model.pth.tar-2", weights_only=True)
+    for key, value in engine.model.state_dict().items():
+        assert torch.equal(saved["state_dict"][key], value), key
+    assert again.results["synthetic_pedestrians"].clean.mAP > 0
+
+    _, last = stopped("epoch", train=in_epoch_2)
+    again = make_engine(*options, "model.resume", last)
+    assert again.cfg.train.start_epoch == 1
+    assert not list(Path(last).parent.glob(".*"))
+
+    other = Path(last).parent.parent / "deid_decoder" / LAST_FILE
+    shutil.copyfile(tmp_path / "final test" / "deid_decoder" / LAST_FILE, other)
+    with pytest.raises(CheckpointError, match=r"deid_decoder.*is of epoch 2, '.*model-last.*' of epoch 1"):
+        make_engine(*options, "model.resume", last)
 
 
 def test_resume_without_the_privacy_modules_names_the_missing_one(make_engine, run_engine):
