@@ -26,6 +26,7 @@ from ppreid_plugin.dp.recovery import finish_release, purge_release, verify_rele
 from ppreid_plugin.dp.release import release_gallery
 from ppreid_plugin.dp.spec import MechanismSpec, naming_flags, parameter_names
 from ppreid_plugin.dp.stored import Release
+from ppreid_plugin.dp.transform_files import require_not_fitted_on
 from ppreid_plugin.dp.transforms import TRANSFORMS, PublicTransform, build_transform
 from ppreid_plugin.dp.units import UNITS, GalleryRows
 from ppreid_plugin.registry import Registry, check_arguments
@@ -151,6 +152,7 @@ def _release_rows(
     chosen = options.pop("transform", args.transform)
     with naming_flags(parameter_names(chosen, named)):
         transform = fitted_transform(chosen, train)
+    require_not_fitted_on(transform, gallery.features)  # as the plan does, but before a scope is opened
     mechanism, prior = _mechanism(args, MechanismSpec(spec.name, options), transform, train)
     terms = ReleaseTerms(
         name=args.name,

@@ -28,6 +28,7 @@ from .mechanisms import MECHANISMS, Mechanism, build_mechanism
 from .prior import Prior, check_prior_options, fit_prior
 from .protected import ProtectedGallery, ProtectedRows, clean_units, unit_rows
 from .spec import naming_flags, parameter_names
+from .transform_files import require_not_fitted_on
 from .transforms import build_transform
 from .units import UNITS, Unit
 
@@ -54,6 +55,8 @@ class DPGallery(ProtectedGallery):
         max_rows_per_person: rows of one person that are used, spread over his cameras; 0: all.
         transform: registered public transform, fitted on the training split only; ``NAME:FILE`` for a loaded one.
         fit_images: training images that transform and codebook are fitted on (0: all).
+        fit_views: augmented views of each of them that they are fitted on beside it, since an encoder knows the images
+            that it was trained on (`ppreid_plugin.data.views`).
         background_pids: pids that are no person.
         query: ``clean``: queries are matched as they are. ``noised``: each goes through the mechanism too, a unit of
             its own at the same epsilon.
@@ -79,6 +82,7 @@ class DPGallery(ProtectedGallery):
         max_rows_per_person: int = 0,
         transform: str = "center",
         fit_images: int = 0,
+        fit_views: int = 0,
         background_pids: Sequence[int] = (0,),
         query: str = "clean",
         seed: int = 1,
@@ -126,6 +130,7 @@ class DPGallery(ProtectedGallery):
         self.enroll_cameras = None if enroll_cameras is None else tuple(enroll_cameras)
         self.max_rows_per_person = max_rows_per_person
         self.fit_images = fit_images
+        self.fit_views = require_whole(self._name("fit_views"), fit_views, least=0, hint="0: none")
         self.background_pids = tuple(background_pids)
         self.query = query
         self.seed = seed
@@ -293,6 +298,7 @@ class DPGallery(ProtectedGallery):
                 f"{self._name('enroll_cameras')} is {list(cameras)}, and the gallery has no row of them; its cameras: "
                 f"{np.unique(camids).tolist()}."
             )
+        require_not_fitted_on(self.public_transform, features)
         clean, units = clean_units(
             self.transform(features),
             pids,

@@ -22,6 +22,7 @@ from ppreid_plugin.dp.journal import canonical, require_name
 from ppreid_plugin.dp.mechanisms import Mechanism
 from ppreid_plugin.dp.reservations import Request
 from ppreid_plugin.dp.sampling import release_sampler
+from ppreid_plugin.dp.transform_files import require_not_fitted_on
 from ppreid_plugin.dp.transforms import PublicTransform
 from ppreid_plugin.dp.units import GalleryRows, charged_units, group_units, select_rows, unit_features
 from ppreid_plugin.number_checks import require_positive
@@ -92,7 +93,8 @@ class ReleasePlan:
         terms: the rest.
 
     Raises:
-        ValueError: nothing to release, a mechanism that has research noise only, or a value out of range.
+        ValueError: nothing to release, a mechanism that has research noise only, a transform that was fitted on these
+            rows, or a value out of range.
         RuntimeError: the transform is not fitted.
     """
 
@@ -110,6 +112,7 @@ class ReleasePlan:
         self.units = group_units(self.gallery, terms.unit, terms.background_pids)
         if len({unit.row_id for unit in self.units}) < len(self.units):
             raise ValueError("row_ids holds a name of the form person-<pid> that a prototype has too. Rename it.")
+        require_not_fitted_on(transform, self.gallery.features)
         self._features = unit_features(transformed(transform, self.gallery.features), self.units)
         self.sampler = release_sampler(mechanism, self._features.shape[1])
         self._warn()

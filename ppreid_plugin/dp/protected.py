@@ -41,7 +41,8 @@ class ProtectedGallery(Component):
         unit: unit of privacy, ``image`` or ``person``.
         background_pids: pids that are no person.
         needs_training_features: whether `fit` needs the training split.
-        fit_images, seed: how many training images it wants (0: all), and the seed of their choice.
+        fit_images, fit_views, seed: how many training images it wants (0: all), how many augmented views of each beside
+            them, and the seed of both.
     """
 
     name = "dp_gallery"
@@ -49,6 +50,7 @@ class ProtectedGallery(Component):
     unit: str
     background_pids: Sequence[int]
     fit_images: int = 0
+    fit_views: int = 0
     seed: int = 1
 
     @property

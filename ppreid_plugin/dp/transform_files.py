@@ -1,17 +1,40 @@
-"""Public transforms that a file keeps: fitted once with labels, named as ``NAME:FILE.safetensors`` afterwards."""
+"""Public transforms that a file keeps: fitted once with labels, named as ``NAME:FILE.safetensors`` afterwards.
+
+What was fitted elsewhere may have been fitted on the very gallery that it is then put before, which voids the
+guarantee. So such a file also holds digests of the rows that it was fitted on, and galleries that share one are
+refused. A release holds no digest: only the transform's state goes into it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from typing_extensions import Self
 
+from .arrays import directions, row_chunks, to_rows
 from .journal import write_file
 from .transforms import PublicTransform
 
+_FITTED_ON = "fitted_on"
+_SIGNS = 1024
+
+_log = logging.getLogger(__name__)
+
 
 class FileTransform(PublicTransform):
-    """A public transform with :meth:`save` and :meth:`load`; its state is all that the file holds."""
+    """A public transform with :meth:`save` and :meth:`load`.
+
+    Attributes:
+        fitted_on: digests of the rows that it was fitted on, (n,) uint64; None where they are not known. They are in
+            the file and not in the state.
+    """
+
+    fitted_on: npt.NDArray[np.uint64] | None = None
 
     def save(self, path: str | Path) -> Path:
         """Write what was fitted to ``path`` (``.safetensors``), complete or not at all; an existing file is replaced.
@@ -23,7 +46,8 @@ class FileTransform(PublicTransform):
         from safetensors.numpy import save
 
         path = self._checked(path)
-        write_file(path, save(self.state()))
+        known = {} if self.fitted_on is None else {_FITTED_ON: self.fitted_on}
+        write_file(path, save({**self.state(), **known}))
         return path
 
     @classmethod
@@ -43,7 +67,11 @@ class FileTransform(PublicTransform):
             arrays = load(path.read_bytes())
         except Exception as error:
             raise ValueError(f"'{path}' cannot be read ({' '.join(str(error).split())}). Fit and save again.") from None
-        return cls.from_state(arrays)
+        fitted_on = arrays.pop(_FITTED_ON, None)
+        transform = cls.from_state(arrays)
+        if fitted_on is not None:
+            transform.fitted_on = np.asarray(fitted_on, dtype=np.uint64).ravel()
+        return transform
 
     @classmethod
     def _checked(cls, path: str | Path) -> Path:
@@ -51,3 +79,40 @@ class FileTransform(PublicTransform):
         if path.suffix != ".safetensors":
             raise ValueError(f"'{path}' ends in {path.suffix!r}; {cls.name} is kept in a .safetensors file.")
         return path
+
+
+def row_digests(features: np.ndarray | torch.Tensor) -> npt.NDArray[np.uint64]:
+    """Return a digest of each row's direction, (n, d) -> (n,), which length and rounding do not change.
+
+    It is a hash of the signs of 1,024 random projections: rows that differ by rounding (of float32, of another batch
+    size) have the same one, images of one person that look alike have not.
+
+    Example:
+        >>> row_digests(np.array([[3.0, 4.0], [0.6, 0.8]])).tolist() == 2 * row_digests(np.array([[3.0, 4.0]])).tolist()
+        True
+    """
+    rows, _ = to_rows(features)
+    planes = torch.from_numpy(np.random.default_rng(0).standard_normal((rows.shape[1], _SIGNS)))
+    digests = []
+    for span in row_chunks(rows):
+        signs = np.packbits((directions(rows[span].double())[0].cpu() @ planes > 0).numpy(), axis=1)
+        digests += [hashlib.blake2b(one.tobytes(), digest_size=8).digest() for one in signs]
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+
+
+def require_not_fitted_on(transform: PublicTransform, gallery: np.ndarray | torch.Tensor) -> None:
+    """Raise ValueError if a transform from a file was fitted on rows of this gallery; warn where that is not known."""
+    if not isinstance(transform, FileTransform) or not transform.fitted:
+        return
+    if transform.fitted_on is None:
+        _log.warning(
+            "transform '%s' does not say what it was fitted on. If that was this gallery, the guarantee is void.",
+            transform.name,
+        )
+        return
+    shared = int(np.isin(row_digests(gallery), transform.fitted_on).sum())
+    if shared:
+        raise ValueError(
+            f"public transform is '{transform.name}', fitted on {shared} rows of the gallery: what is fitted on the "
+            "gallery voids the guarantee. Fit it on features of other people."
+        )

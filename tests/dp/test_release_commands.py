@@ -9,13 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from gallery_cases import gallery
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from ppreid_plugin import cli
 from ppreid_plugin.dp import commands
 from ppreid_plugin.dp import release as release_module
+from ppreid_plugin.dp.gallery import DPGallery
 from ppreid_plugin.dp.stored import load_release
+from ppreid_plugin.leakage.erasure import Leace
+from ppreid_plugin.suppressor import Suppressor
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -332,3 +336,44 @@ def test_nothing_is_fitted_on_rows_of_the_gallery(saved, capsys):
     assert code == 2
     assert "'mixed.npz' holds 1 rows of --gallery, such as r3: what is fitted on the gallery voids" in err
     assert not Path("release").exists()
+
+
+def saved_transform(kind, rows, path):
+    labels = np.arange(len(rows))[:, None] % 2
+    if kind == "leace":
+        return Leace(center=True).fit_concepts(rows, labels).save(path)
+    return Suppressor(epochs=1, hidden=0).fit_people(rows, np.arange(len(rows)) // 2, labels).save(path)
+
+
+@pytest.mark.parametrize("kind", ["leace", "suppressor"])
+def test_a_transform_that_was_fitted_on_the_gallery_is_refused(saved, capsys, caplog, kind):
+    rows = np.load("gallery.npz")["features"]
+    others = np.random.default_rng(3).normal(size=(40, 16)).astype(np.float32)
+    name = f"{kind}:t.safetensors"
+    saved_transform(
+        kind, np.concatenate([others, 3 * rows[4:5] * (1 + 1e-6)]), "t.safetensors"
+    )  # one row, of another length
+    code, _, err = run(commands.release_command, arguments("--transform", name), capsys)
+    assert (code, f"Error: --transform is '{kind}', fitted on 1 rows of the gallery" in err) == (2, True)
+    assert not Path("release").exists()
+    assert not Path("ledger").exists()
+    component = DPGallery("gaussian", epsilon=8.0, transform=name)
+    with pytest.raises(ValueError, match="fitted on 1 rows of the gallery"):
+        component.protect_rows(torch.from_numpy(rows), np.ones(len(rows), dtype=int), np.zeros(len(rows), dtype=int))
+
+    saved_transform(kind, others, "t.safetensors")
+    code, _, err = run(commands.release_command, arguments("--transform", name), capsys)
+    assert code == 0, err
+    assert not caplog.records
+    stored = load_release("release")
+    digests = load_file("t.safetensors").pop("fitted_on")
+    assert len(digests) == len(others)
+    content = Path("release/gallery.safetensors").read_bytes()
+    assert not [one for one in digests if one.tobytes() in content]  # no digest is published
+    assert "fitted_on" not in json.dumps(stored.manifest)
+
+    arrays = load_file("t.safetensors")
+    del arrays["fitted_on"]
+    save_file(arrays, "t.safetensors")  # as earlier versions wrote it
+    assert run(commands.release_command, arguments("--transform", name, name="b", out="b"), capsys)[0] == 0
+    assert "does not say what it was fitted on" in caplog.text
