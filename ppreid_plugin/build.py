@@ -267,6 +267,7 @@ def build_components(cfg: CfgNode) -> list[Component]:
                 query=privacy.gallery.query,
                 transform=privacy.gallery.transform,
                 fit_images=privacy.gallery.fit_images,
+                fit_views=privacy.gallery.fit_views,
                 background_pids=privacy.gallery.background_pids,
                 seed=cfg.train.seed,
                 options=privacy.gallery.kwargs,

@@ -89,6 +89,7 @@ _NOT_NEGATIVE = (
     "privacy.aware.commitment",
     "privacy.aware.usage",
     "privacy.gallery.fit_images",
+    "privacy.gallery.fit_views",
     "privacy.gallery.max_rows_per_person",
     "privacy.validation.seed",
 )

@@ -42,6 +42,14 @@ class Extracted:
         """Return the same rows with other features."""
         return dataclasses.replace(self, features=features)
 
+    def joined(self, more: Extracted) -> Extracted:
+        """Return these rows and then those of ``more``; places in a data set are left out."""
+        return Extracted(
+            torch.cat([self.features, more.features]),
+            np.concatenate([self.pids, more.pids]),
+            np.concatenate([self.camids, more.camids]),
+        )
+
     def take(self, chosen: np.ndarray) -> Extracted:
         """Return the rows that ``chosen`` (n,), bool, marks."""
         places = np.arange(len(self.pids)) if self.places is None else self.places

@@ -18,16 +18,20 @@ import numpy as np
 from . import build, ranks
 from .config import ConfigError, disable_privacy
 from .data.validation import VALIDATION, held_out_set_for_features, training_set_for_features
+from .data.views import training_views
 from .dp.feature_files import model_fingerprint, save_features
 from .evaluation import Extracted
 from .extracting import extract
 from .feature_cache import cached_shards, purge
 from .feature_shards import FeatureShards
 from .inference import fast_model
+from .number_checks import require_whole
 from .zoo import resolve
 
 # makes the shards of a split from its loader, its items and its name; None: it is extracted in one go
 ShardMaker = Callable[[Any, Sequence[Any], str], FeatureShards | None]
+
+TRAIN_VIEWS = "train_views"  # the training split, and augmented views of it
 
 
 def extract_splits(
@@ -69,11 +73,54 @@ def extract_splits(
     return found
 
 
+def extract_views(
+    engine: Any,
+    views: int,
+    *,
+    root: str = "",
+    max_images: int = 0,
+    seed: int = 0,
+    fast: bool = False,
+    make_shards: ShardMaker | None = None,
+) -> dict[str, np.ndarray]:
+    """Extract augmented views of the training split: what transforms and codebooks may be fitted on beside it.
+
+    Args:
+        engine: as in `extract_splits`.
+        views: of each image.
+        root: as there.
+        max_images: of that many images, drawn by the seed (0: all).
+        seed: of the choice and of the views.
+        fast: as there.
+        make_shards: as there.
+
+    Returns:
+        The arrays of `extract_splits`; a row's id is its image's with ``#view-1`` and so on behind it.
+    """
+    engine.set_model_mode("eval")
+    loader = training_views(engine.datamanager, views, max_images, seed)
+    items = loader.dataset.data  # type: ignore[attr-defined]
+    shards = make_shards and make_shards(loader, items, TRAIN_VIEWS)
+    with fast_model(engine, fast):
+        arrays = _arrays(extract(engine, loader, TRAIN_VIEWS, items, fast=fast, shards=shards), items, root)
+    count = len(items) // views
+    arrays["row_ids"] = np.array([f"{name}#view-{1 + n // count}" for n, name in enumerate(arrays["row_ids"])])
+    return arrays
+
+
 def extract_parser(base: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the flags of ``tools/extract_features.py`` to those of ``tools/train.py``."""
     base.description = "Extract the features of a data set's splits into files for sweeps, releases and attackers."
     base.add_argument("--out", default="features", help="folder of the files; existing ones are not overwritten")
     base.add_argument("--splits", nargs="+", default=[], help="train, validation, query, gallery; none: all")
+    base.add_argument(
+        "--views",
+        type=int,
+        default=0,
+        metavar="N",
+        help="write train_views.npz too: the training images and N augmented views of each, for --train of sweeps and "
+        "releases, whose transform and codebook are fitted on it",
+    )
     base.add_argument("--overwrite", action="store_true", help="replace files that are there")
     base.add_argument(
         "--plain", action="store_true", help="the model as torchreid runs it; else a copy made for inference, faster"
@@ -83,13 +130,13 @@ def extract_parser(base: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def extract_command(cfg: Any, args: argparse.Namespace) -> dict[str, Path]:
-    """Write ``SPLIT.npz`` for each split into the folder ``--out``; return their paths.
+    """Write ``SPLIT.npz`` for each split into the folder ``--out``, and ``train_views.npz``; return their paths.
 
     Under ``torchrun`` each rank extracts its share of the shards, and the first writes the files.
 
     Raises:
         FileExistsError: a file is there already; nothing is extracted then.
-        ConfigError: ``--purge-cache`` without a cache.
+        ConfigError: ``--purge-cache`` without a cache; ``--views`` without the training split.
     """
     out, cache = Path(args.out), cfg.test.feature_cache
     if args.purge_cache:
@@ -97,11 +144,15 @@ def extract_command(cfg: Any, args: argparse.Namespace) -> dict[str, Path]:
             raise ConfigError("--purge-cache needs the cache's folder. Append: test.feature_cache FOLDER")
         print(f"Deleted {purge(cache)} sets of features from '{cache}'")
         return {}
+    views = require_whole("--views", args.views, least=0, hint="0: none")
+    if views and args.splits and "train" not in args.splits:
+        raise ConfigError(f"--views is {views}, and --splits leaves out the split that they are of. Add: train")
     cfg.test.evaluate = True
     protected = cfg.privacy.gallery.enabled
     disable_privacy(cfg)
     if not args.overwrite and (there := sorted(path.name for path in out.glob("*.npz"))):
-        wanted = {f"{split}.npz" for split in args.splits} or set(there)
+        wanted = {f"{split}.npz" for split in (*args.splits, *([TRAIN_VIEWS] if views else []))}
+        wanted = wanted if args.splits else set(there)
         if found := sorted(wanted & set(there)):
             raise FileExistsError(f"'{out}' holds {', '.join(found)} already. Name another --out, or say --overwrite.")
     engine = build.build_engine(cfg)
@@ -119,15 +170,21 @@ def extract_command(cfg: Any, args: argparse.Namespace) -> dict[str, Path]:
         folder = cache if kept else out / ".shards"  # beside the files that they become
         return cached_shards(folder, engine, loader, items, split, fast=fast, keep=kept)
 
-    written = {}
-    for split in args.splits or names:
-        (arrays,) = extract_splits(
-            engine, root=cfg.data.root, splits=[split], fast=fast, make_shards=make_shards
-        ).values()
+    written: dict[str, Path] = {}
+
+    def write(split: str, arrays: dict[str, np.ndarray]) -> None:
         written[split] = out / f"{split}.npz"
         if ranks.is_first():
             save_features(written[split], arrays, model=fingerprint)
         print(f"Written: '{written[split]}'")
+
+    common: dict[str, Any] = {"root": cfg.data.root, "fast": fast, "make_shards": make_shards}
+    for split in args.splits or names:
+        (arrays,) = extract_splits(engine, splits=[split], **common).values()
+        write(split, arrays)
+        if split == "train" and views:
+            more = extract_views(engine, views, seed=cfg.train.seed, **common)
+            write(TRAIN_VIEWS, {name: np.concatenate([rows, more[name]]) for name, rows in arrays.items()})
     if ranks.is_first():
         with contextlib.suppress(OSError):  # there only if ranks shared it, and then empty
             (out / ".shards").rmdir()

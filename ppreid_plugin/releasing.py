@@ -6,6 +6,7 @@ import argparse
 import inspect
 from collections.abc import Sequence
 
+import numpy as np
 from yacs.config import CfgNode
 
 from . import build
@@ -18,7 +19,7 @@ from .dp.mechanisms import MECHANISMS
 from .dp.spec import MechanismSpec
 from .dp.stored import Release
 from .dp.units import GalleryRows
-from .extraction import extract_splits
+from .extraction import extract_splits, extract_views
 from .zoo import resolve
 
 # flags of the release that have a key in the configuration
@@ -55,11 +56,16 @@ def release(argv: Sequence[str]) -> Release | None:
     args.model = args.model or model_fingerprint(resolve(weights))
     cfg.test.evaluate = True
     disable_privacy(cfg)
-    arrays = extract_splits(build.build_engine(cfg), root=cfg.data.root, splits=["train", "gallery"])
+    engine = build.build_engine(cfg)
+    arrays = extract_splits(engine, root=cfg.data.root, splits=["train", "gallery"])
     train, rows = arrays["train"], arrays["gallery"]
     some = some_places(len(train["pids"]), gallery.fit_images, cfg.train.seed)
+    features, pids = train["features"][some], train["pids"][some]
+    if gallery.fit_views:
+        views = extract_views(engine, gallery.fit_views, max_images=gallery.fit_images, seed=cfg.train.seed)
+        features, pids = np.concatenate([features, views["features"]]), np.concatenate([pids, views["pids"]])
     released = GalleryRows(rows["features"], rows["row_ids"].tolist(), rows["pids"], rows["camids"])
-    return release_rows(args, released, (train["features"][some], train["pids"][some]))
+    return release_rows(args, released, (features, pids))
 
 
 def _flags_of(gallery: CfgNode) -> dict[str, object]:

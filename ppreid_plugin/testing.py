@@ -14,6 +14,7 @@ from . import ranks
 from .autocast import model_autocast
 from .components import Component
 from .data.validation import VALIDATION, training_set_for_features
+from .data.views import training_views
 from .dp.protected import ProtectedGallery
 from .evaluation import (
     Extracted,
@@ -107,8 +108,13 @@ class EvaluationMixin:
         fitting = [gallery for gallery in self.galleries if gallery.needs_training_features]
         if not fitting:
             return None
-        loader = training_set_for_features(self.datamanager, fitting[0].fit_images, fitting[0].seed)
-        return self._extract(loader, "training split (for the public transform)", loader.dataset.data)  # type: ignore[attr-defined]
+        first = fitting[0]
+        loader = training_set_for_features(self.datamanager, first.fit_images, first.seed)
+        extracted = self._extract(loader, "training split (for the public transform)", loader.dataset.data)  # type: ignore[attr-defined]
+        if not first.fit_views:
+            return extracted
+        loader = training_views(self.datamanager, first.fit_views, first.fit_images, first.seed)
+        return extracted.joined(self._extract(loader, "views of the training split", loader.dataset.data))  # type: ignore[attr-defined]
 
     def _extract(self, loader: Any, description: str, items: Sequence[Any], *, gallery: bool = False) -> Extracted:
         shards = None

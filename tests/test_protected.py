@@ -170,16 +170,14 @@ def test_what_is_missing_is_named(pedestrians, tmp_path, weights, capsys, drop, 
 def test_a_release_fits_on_the_images_and_takes_the_rows_that_the_evaluation_does(
     pedestrians, tmp_path, weights, make_engine
 ):
-    keys = ("privacy.gallery.fit_images", "9", "privacy.gallery.enroll_cameras", "[0, 2]", "train.seed", "4")
-    argv = [*flags(pedestrians, tmp_path, weights, "--unit", "person"), *keys]
+    fitted = ("privacy.gallery.fit_images", "9", "privacy.gallery.fit_views", "2", "train.seed", "4")
+    more = ("privacy.gallery.enroll_cameras", "[0, 2]")
+    argv = [*flags(pedestrians, tmp_path, weights, "--unit", "person"), *fitted, *more]
     assert cli.run(releasing.release, argv) == 0
     stored = load_release(tmp_path / "release")
-    assert stored.manifest["prior"]["fitted_rows"] == 9
+    assert stored.manifest["prior"]["fitted_rows"] == 27
     assert stored.manifest["cameras"] == [0, 2]
-    same = make_engine(
-        *PERSON, "privacy.gallery.mechanism", "none", "model.load_weights", weights, "train.seed", 4,
-        "privacy.gallery.fit_images", 9,
-    )  # fmt: skip
+    same = make_engine(*PERSON, "privacy.gallery.mechanism", "none", "model.load_weights", weights, *fitted)
     same.test()
     rows = extracted(same)["query"].features
     assert torch.allclose(stored.transform().transform(rows).double(), same.galleries[0].transform(rows), atol=1e-6)

@@ -122,6 +122,11 @@ class DPDefense(Defense):
                 f"privacy.gallery.unit is '{gallery.unit}'; an ablation compares galleries row by row. Set "
                 "privacy.gallery.unit image in this row; tools/sweep.py evaluates people."
             )
+        if gallery.fit_views:
+            raise ValueError(
+                f"privacy.gallery.fit_views is {gallery.fit_views}; an ablation fits on the training rows that its "
+                "attackers learn from. Set privacy.gallery.fit_views 0 in this row."
+            )
         made = cls.__new__(cls)
         made.gallery = gallery
         return made

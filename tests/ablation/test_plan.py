@@ -254,6 +254,8 @@ def test_rows_of_another_row_may_not_change_training_nor_have_two_defenses(write
         runner(options={"privacy.gallery.enabled": True, "privacy.gallery.epsilons": [4.0, 8.0]})
     with pytest.raises(ValueError, match="privacy.gallery.unit is 'person'; an ablation compares galleries row by row"):
         runner(options={"privacy.gallery.enabled": True, "privacy.gallery.unit": "person"})
+    with pytest.raises(ValueError, match="privacy.gallery.fit_views is 1; an ablation fits on the training rows that"):
+        runner(options={"privacy.gallery.enabled": True, "privacy.gallery.fit_views": 1})
     assert not (tmp_path / "out").exists()
 
 

@@ -39,6 +39,7 @@ CONFIGURATIONS = {
     "exact int8": ("exact", {"storage": "int8"}),
     "faiss flat": ("faiss", {"kind": "flat"}),
     "faiss hnsw": ("faiss", {"kind": "hnsw"}),
+    "faiss hnsw 40": ("faiss", {"kind": "hnsw", "ef_construction": 40}),  # a graph of a million rows in an hour
     "faiss ivfpq": ("faiss", {"kind": "ivfpq"}),
     "milvus-lite flat": ("milvus", {"kind": "flat"}),
     "milvus-lite hnsw": ("milvus", {"kind": "hnsw"}),

@@ -174,6 +174,7 @@ def test_noised_queries_get_noise_of_their_own():
         (lambda: DPGallery("gaussian", epsilon=1.0, unit="people"), "unit is 'people'; allowed: image, person"),
         (lambda: DPGallery("gaussian", epsilon=1.0, query="noisy"), "query is 'noisy'; allowed: clean, noised"),
         (lambda: DPGallery("gaussian", epsilon=1.0, max_rows_per_person=-1), "max_rows_per_person is -1"),
+        (lambda: DPGallery("gaussian", epsilon=1.0, fit_views=-1), "privacy.gallery.fit_views is -1"),
         (lambda: person(enroll_cameras=[7]).protect_rows(ROWS, ROW_PIDS, CAMIDS), "is .7., and the gallery has no row"),
     ],
 )
