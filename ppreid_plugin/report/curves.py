@@ -7,6 +7,7 @@ by anyone and in black and white.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -117,7 +118,7 @@ def roc_curves(source: Source) -> list[Picture]:
 
 def leakage_over_budgets(sources: Sequence[Source]) -> Picture | None:
     """Return the largest task and non-task leakage over epsilon, of two budgets or more of one unit."""
-    lines: dict[str, dict[float, Mapping[str, Any]]] = {}
+    lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
     used = {}
     for source in sources:
         with reading(source):
@@ -127,19 +128,21 @@ def leakage_over_budgets(sources: Sequence[Source]) -> Picture | None:
                 continue
             for key, name in (("task_max", "task"), ("non_task_max", "not task")):
                 if source.record.get(key):
-                    lines.setdefault(f"{name}, ε of one {unit}", {})[float(epsilon)] = source.record[key]
+                    line = f"{name}, {_mechanism_words(protection)}, ε of one {unit}"
+                    lines.setdefault(line, []).append((float(epsilon), source.record[key]))
                     used[source.origin.file] = source.origin
-    lines = {name: points for name, points in lines.items() if len(points) > 1}
+    lines = {name: points for name, points in lines.items() if len({epsilon for epsilon, _ in points}) > 1}
     if not lines:
         return None
     figure, axis = pyplot().subplots(figsize=_WIDE)
-    for (name, points), (color, marker) in zip(sorted(lines.items()), STYLES, strict=False):
-        epsilons = sorted(points)
-        middle = [100 * points[one]["leakage"] for one in epsilons]
-        below = [max(0.0, 100 * (points[one]["leakage"] - points[one]["low"])) for one in epsilons]
-        above = [max(0.0, 100 * (points[one]["high"] - points[one]["leakage"])) for one in epsilons]
-        axis.errorbar(epsilons, middle, [below, above], color=color, marker=marker, capsize=3, label=name)
-    budgets = sorted({epsilon for points in lines.values() for epsilon in points})
+    for (name, points), (color, marker) in zip(sorted(lines.items()), itertools.cycle(STYLES), strict=False):
+        points = sorted(points, key=lambda point: (point[0], point[1]["leakage"]))
+        epsilons, figures = zip(*points, strict=True)
+        middle = [100 * one["leakage"] for one in figures]
+        below = [max(0.0, 100 * (one["leakage"] - one["low"])) for one in figures]
+        above = [max(0.0, 100 * (one["high"] - one["leakage"])) for one in figures]
+        axis.errorbar(epsilons, middle, [below, above], color=color, marker=marker, capsize=3, label=_label(name))
+    budgets = sorted({epsilon for points in lines.values() for epsilon, _ in points})
     axis.set_xscale("log", base=2)
     axis.set_xticks(budgets, [f"{epsilon:g}" for epsilon in budgets])
     axis.set_xlabel("ε")
@@ -147,8 +150,24 @@ def leakage_over_budgets(sources: Sequence[Source]) -> Picture | None:
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.tight_layout()
-    text = "The largest leakage of the channels that are Re-ID's own task, and of all others, with 95 % intervals."
+    text = (
+        "The largest leakage of the channels that are Re-ID's own task, and of all others, with 95 % intervals; a line "
+        "for each mechanism, and of several records at one ε a point each."
+    )
     return Picture("Leakage over budgets", "leakage-over-budgets.svg", svg(figure), text, tuple(used.values()))
+
+
+def _mechanism_words(protection: Mapping[str, Any]) -> str:
+    """Return mechanism and transform without what depends on the budget: what is drawn as one line."""
+    mechanism, transform = protection.get("mechanism"), protection.get("transform")
+    sizes: list[str] = []
+    if isinstance(mechanism, Mapping):
+        sizes = [f"{mechanism[key]} {key}" for key in ("codewords", "set_size") if mechanism.get(key)]
+        mechanism = mechanism.get("mechanism")
+    words = [str(protection.get("written") or mechanism or "unknown"), *sizes]
+    if isinstance(transform, Mapping) and transform.get("transform") not in (None, "center"):
+        words.append(str(transform["transform"]))
+    return ", ".join(words)
 
 
 def _label(text: str) -> str:

@@ -20,8 +20,8 @@ from .figures import STYLES, pyplot, tsne_places
 ROWS = 800  # at most: a map of more takes minutes and shows no more
 _COLORED = len(STYLES)
 _CAUTION = (
-    "t-SNE, same rows and seed, cosine distance. Neighborhoods mean something, distances between groups do not; "
-    "mixing in a map is no proof that nothing can be read."
+    "Cosine distance. Neighborhoods mean something, distances between groups do not; mixing in a map is no proof that "
+    "nothing can be read."
 )
 
 
@@ -43,10 +43,11 @@ def embedding_pictures(
     rng = np.random.default_rng(seed)
     spaces = [space for space in (inputs.protected, inputs.clean) if space is not None]
     chosen: list[tuple[Space, np.ndarray]] = []
+    same = len(spaces) == 1
     for space in spaces:
         people = np.flatnonzero(~np.isin(space.pids, inputs.gallery.background_pids))
         if chosen and (chosen[0][0].places[chosen[0][1]] >= 0).all():
-            rows = chosen[0][0].places[chosen[0][1]]  # the same rows
+            rows, same = chosen[0][0].places[chosen[0][1]], True
         else:
             rows = np.sort(rng.permutation(people)[:ROWS])
         chosen.append((space, rows))
@@ -69,9 +70,10 @@ def embedding_pictures(
         figure.legend(handles, labels, fontsize=9, loc="lower center", ncols=4)
         figure.tight_layout(rect=(0, 0.13, 1, 1))
         title = f"t-SNE by {what}"
-        text = f"{len(maps[0][1])} rows, seed {seed}. {_CAUTION}"
+        counts = " and ".join(str(len(rows)) for _, rows, _ in (maps[:1] if same else maps))
+        text = f"{counts} rows{'' if same else ', not the same ones'}, seed {seed}. {_CAUTION}"
         if inputs.protected is not None and inputs.protected.prototypes:
-            text += " Protected rows are prototypes; the clean map has the first image of each person."
+            text += " Protected rows are prototypes" + ("; the clean map has an image of each person." if same else ".")
         name = f"tsne-{'attribute' if what == attribute else what}.svg"
         pictures.append(Picture(title, name, svg(figure), text, tuple(sources)))
     return pictures

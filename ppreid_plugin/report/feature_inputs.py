@@ -6,6 +6,7 @@ They are named by flags and never searched for: clean features are the unprotect
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..dp.feature_files import load_arrays, require_disjoint
 from ..dp.protected import unit_rows
+from ..dp.spec import naming_flags
 from ..dp.stored import load_release
 from ..dp.truth import labels_of_rows, load_maps_of
 from ..leakage.data import LeakageSet
 from ..leakage.inputs import LABEL_FILES, load_set, read_labels
 from ..leakage.market_attributes import with_attributes
 from .mechanism_flags import add_mechanism_flags, check_mechanism_flags, gallery_of
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +37,9 @@ class Space:
         counted: (q,), which queries are counted: in the person unit those of cameras that nobody was enrolled from.
         gallery: (n, d), unit length.
         pids, camids: (n,) of the gallery; camid -1 of a prototype.
-        places: (n,), position of the row in the clean gallery, -1 where it is not known.
+        places: (n,), position in the clean gallery of the row, or of a prototype's first one; -1 where it is not known.
+        prototypes: whether rows are prototypes of people (the person unit), and no images.
+        cameras: camids that people were enrolled from (person unit); empty: not known, or the image unit.
     """
 
     title: str
@@ -42,11 +49,8 @@ class Space:
     pids: np.ndarray
     camids: np.ndarray
     places: np.ndarray
-
-    @property
-    def prototypes(self) -> bool:
-        """Whether rows are prototypes of people, and no images."""
-        return bool((self.camids < 0).all())
+    prototypes: bool = False
+    cameras: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +108,8 @@ def load_inputs(args: argparse.Namespace) -> FeatureInputs | None:
     rows = (_unit(gallery.features), gallery.pids, gallery.camids, np.arange(len(gallery)))
     clean = Space("clean", bare, everyone, *rows)
     protected = None
+    if not (args.release or args.mechanism):
+        _warn_of_other_models(args, {})
     if args.release:
         protected = _of_release(args, gallery, query, bare)
     elif args.mechanism:
@@ -115,7 +121,16 @@ def load_inputs(args: argparse.Namespace) -> FeatureInputs | None:
 def _of_release(args: argparse.Namespace, gallery: LeakageSet, asked: LeakageSet | None, query: np.ndarray) -> Space:
     release = load_release(args.release)
     by_name = {name: place for place, name in enumerate(gallery.row_ids)}
+    if len(by_name) < len(gallery.row_ids):
+        twice = next(name for name in by_name if gallery.row_ids.count(name) > 1)
+        raise ValueError(
+            f"--gallery '{args.gallery}' names row '{twice}' twice: which one was released is not known. Name "
+            "each once."
+        )
     manifest, names = release.manifest, release.row_ids
+    transform = release.transform()
+    with naming_flags({"features": "--gallery"}):
+        transform.transform(torch.from_numpy(np.ascontiguousarray(gallery.features[:1])))  # of one model
     maps = load_maps_of(manifest["parts"], args.truth)
     if release.pids is None:
         if not maps:
@@ -136,14 +151,26 @@ def _of_release(args: argparse.Namespace, gallery: LeakageSet, asked: LeakageSet
             "gallery. Name the features that the release was made from."
         )
     title = f"release {manifest['release']}, ε {manifest['epsilon']:g} of one {manifest['unit']}"
-    matched = query if not len(query) else _unit(release.transform().transform(torch.from_numpy(query)).numpy())
-    enrolled_from = manifest.get("cameras") or () if manifest["unit"] == "person" else ()
-    counted = np.ones(len(query), dtype=bool) if asked is None else ~np.isin(asked.camids, list(enrolled_from))
-    return Space(title, matched, counted, _unit(release.features), pids, camids, places)
+    matched = query if not len(query) else _unit(transform.transform(torch.from_numpy(query)).numpy())
+    prototypes = manifest["unit"] == "person"
+    cameras = tuple(manifest.get("cameras") or ()) if prototypes else ()
+    if prototypes:
+        places = np.where(places < 0, _first_places(gallery, pids, cameras), places)
+        if not cameras:
+            _log.warning(
+                "--release '%s' does not say which cameras its prototypes are from: queries of the same cameras are "
+                "counted, and figures flatter.",
+                args.release,
+            )
+    counted = np.ones(len(query), dtype=bool) if asked is None else ~np.isin(asked.camids, cameras)
+    _warn_of_other_models(args, {f"--release '{args.release}'": str(manifest["model"])})
+    return Space(title, matched, counted, _unit(release.features), pids, camids, places, prototypes, cameras)
 
 
 def _of_mechanism(args: argparse.Namespace, gallery: LeakageSet, query: LeakageSet | None) -> Space:
     component = gallery_of(args, seed=args.seed)
+    require_disjoint(args.train, gallery.row_ids, "--train", "--gallery")
+    _warn_of_other_models(args, {})
     train = load_set(args.train, ())
     component.fit(torch.from_numpy(train.features), train.pids)
     rows = component.protect_rows(torch.from_numpy(gallery.features), gallery.pids, gallery.camids)
@@ -152,7 +179,31 @@ def _of_mechanism(args: argparse.Namespace, gallery: LeakageSet, query: LeakageS
         matched = _unit(component.transform_query(torch.from_numpy(query.features)).float().numpy())
         counted = component.queried(query.camids)
     title = f"{args.mechanism}, ε {args.epsilon:g} of one {component.unit}, research noise"
-    return Space(title, matched, counted, _unit(rows.features.float().numpy()), rows.pids, rows.camids, rows.places)
+    made = _unit(rows.features.float().numpy())
+    prototypes = component.unit == "person" and component.prototype
+    cameras = tuple(component.enroll_cameras or ()) if component.unit == "person" else ()
+    return Space(title, matched, counted, made, rows.pids, rows.camids, rows.places, prototypes, cameras)
+
+
+def _first_places(gallery: LeakageSet, pids: np.ndarray, cameras: tuple[int, ...]) -> np.ndarray:
+    """Return the place of each person's first row among those that were enrolled, -1 where there is none."""
+    enrolled = np.flatnonzero(np.isin(gallery.camids, cameras)) if cameras else np.arange(len(gallery))
+    first: dict[int, int] = {}
+    for place in enrolled.tolist():
+        first.setdefault(int(gallery.pids[place]), place)
+    return np.array([first.get(int(pid), -1) for pid in pids], dtype=np.int64)
+
+
+def _warn_of_other_models(args: argparse.Namespace, more: Mapping[str, str]) -> None:
+    """Warn where files of features, or a release, say that other weights made them."""
+    files = {f"--{name} '{path}'": path for name in ("gallery", "query", "train") if (path := getattr(args, name))}
+    said = {what: str(load_arrays(path, ["model"]).get("model", "")) for what, path in files.items()}
+    known = {what: model for what, model in {**said, **more}.items() if model and model != "none given"}
+    if len(set(known.values())) > 1:
+        _log.warning(
+            "%s: these are of different models, and distances between them mean nothing. Extract all of them with one.",
+            ", ".join(f"{what} is of {model}" for what, model in known.items()),
+        )
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -161,6 +212,8 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 def _check(args: argparse.Namespace) -> None:
     for name in ("query", "release", "mechanism", "attributes"):
+        if name == "release" and getattr(args, "projector", None) and not args.truth:
+            continue  # whose rows the projector shows; nothing is drawn of them here
         if getattr(args, name) and not args.gallery:
             raise ValueError(f"--{name} is given without --gallery FILE, the clean features it belongs to.")
     if args.release and args.mechanism:

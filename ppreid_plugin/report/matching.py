@@ -92,10 +92,18 @@ def matching_table(inputs: FeatureInputs, sources: Sequence[Provenance], *, seed
         ]
         rows.append([space.title, str(len(found.queries)), str(len(np.unique(people))), *shown])
     note = "Anonymous protocol, cosine. Intervals are 95 %, by a bootstrap that draws people."
-    if inputs.protected is not None and inputs.protected.prototypes:
+    protected = inputs.protected
+    if protected is not None and protected.prototypes:
+        note += " Protected rows are prototypes, one a person; the clean row is of single images."
+    if protected is not None and protected.cameras:
         note += (
-            " Protected rows are prototypes, one a person, and queries of cameras that they were enrolled from do not "
-            "count; the clean row is of single images and of all queries, so the two are not to be compared one to one."
+            " Queries of cameras that people were enrolled from do not count for the protected row and do for the "
+            "clean one: the two are not to be compared one to one."
+        )
+    elif protected is not None and protected.prototypes:
+        note += (
+            " It is not known which cameras they were enrolled from: all queries count, also those of the same "
+            "cameras, which flatters the protected row."
         )
     headers = ["gallery", "queries", "people", "rank-1", "mAP"]
     return Table("Utility on the features given to this report", headers, rows, note, tuple(sources))

@@ -13,8 +13,22 @@ import numpy as np
 
 from ..dp.stored import load_release
 from ..leakage.inputs import load_set
+from .record import require_output_folder
 
 _log = logging.getLogger(__name__)
+
+
+def require_empty_folder(flag: str, folder: str | Path) -> Path:
+    """Return a folder that is empty or not there and can be written.
+
+    Raises:
+        ValueError: it holds something.
+        OSError: as `require_output_folder`.
+    """
+    folder = require_output_folder(flag, folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{flag} is '{folder}', which holds something: rows would mix. Name a new folder.")
+    return folder
 
 
 def write_projector(folder: str | Path, *, release: str = "", clean: str = "") -> Path:
@@ -38,9 +52,7 @@ def write_projector(folder: str | Path, *, release: str = "", clean: str = "") -
             "the projector shows either a release (--release DIR) or, with --clean-embeddings, the clean features of "
             "--gallery FILE: give one of them."
         )
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"--projector is '{folder}', which holds something: rows would mix. Name a new folder.")
+    folder = require_empty_folder("--projector", folder)
     if release:
         stored = load_release(release)
         name, rows = f"release {stored.manifest['release']}", stored.features

@@ -88,6 +88,22 @@ def require_folder(flag: str, path: str | Path | None) -> None:
         raise PermissionError(f"{flag} is '{path}', but nothing can be written into '{folder}'. Name another folder.")
 
 
+def require_output_folder(flag: str, path: str | Path) -> Path:
+    """Check, before anything is computed, that a folder can be made or written; return its path.
+
+    Raises:
+        NotADirectoryError: it, or a folder above it, is a file.
+        PermissionError: nothing can be written there.
+    """
+    path = Path(path)
+    there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{flag} is '{path}', but '{there}' is a file. Name another folder.")
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"{flag} is '{path}', but nothing can be written into '{there}'. Name another folder.")
+    return path
+
+
 def _ranking(result: Any) -> dict[str, Any]:
     return {
         "rank1": result.rank1,

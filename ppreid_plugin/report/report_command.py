@@ -16,8 +16,8 @@ from .feature_inputs import FeatureInputs, add_feature_flags, load_inputs
 from .matching import matching_table
 from .page import write_page
 from .pictures import WHY_OFF
-from .projector import write_projector
-from .record import environment
+from .projector import require_empty_folder, write_projector
+from .record import environment, require_output_folder
 from .retrieval_page import Images, retrieval_pictures
 
 _log = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ def report_command(argv: Sequence[str]) -> list[Path]:
         raise ValueError("--projector shows the rows of a release: give --release DIR.")
     if args.color_by and not args.gallery:
         raise ValueError("--color-by names an attribute of --gallery FILE, which is not given.")
+    if args.images and not args.gallery:
+        raise ValueError("--images is where the images of --gallery FILE lie, which is not given. Leave it out.")
     found = collect(args.runs)
     if not found.sources and not found.pictures and not args.gallery:
         raise ValueError(
@@ -84,6 +86,9 @@ def report_command(argv: Sequence[str]) -> list[Path]:
             "--dpia is made from the manifest of a release, and --runs holds none. Make one with "
             "tools/release_gallery.py, or name its folder."
         )
+    require_output_folder("--out", args.out)
+    if args.projector:
+        require_empty_folder("--projector", args.projector)
     if args.show_real_people:
         _log.warning("--show-real-people: %s It was asked for, so they are shown.", WHY_OFF)
     page, used = _page(args, argv, found)

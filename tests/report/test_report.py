@@ -26,7 +26,9 @@ from report_cases import (
 from ppreid_plugin import cli
 from ppreid_plugin.dp.stored import load_release
 from ppreid_plugin.leakage.scores import combine
-from ppreid_plugin.report.collect import collect
+from ppreid_plugin.report.blocks import Provenance
+from ppreid_plugin.report.collect import Source, collect
+from ppreid_plugin.report.curves import leakage_over_budgets
 from ppreid_plugin.report.feature_inputs import load_inputs
 from ppreid_plugin.report.pictures import is_generated, picture_mark
 from ppreid_plugin.report.report_command import parser, report_command
@@ -236,6 +238,7 @@ def features(tmp_path):
     rng = np.random.default_rng(5)
     query = dict(gallery, features=gallery["features"] + 0.05 * rng.normal(size=gallery["features"].shape).astype("f4"))
     train = people(seed=9)
+    train["row_ids"] = np.char.add("train/", train["row_ids"])
     for name, arrays in {"gallery": gallery, "query": query, "train": train}.items():
         np.savez(tmp_path / f"{name}.npz", **arrays)
     return {name: tmp_path / f"{name}.npz" for name in ("gallery", "query", "train")}, gallery
@@ -409,7 +412,93 @@ def test_prototypes_are_not_passed_off_as_images(tmp_path, bare, features, capsy
     assert int(protected["queries"]) == (gallery["camids"] > 0).sum()  # camera 0 is the first half of three, enrolled
     assert protected["rank-1"] == "100.0 (100.0 to 100.0)"
     assert "the two are not to be compared one to one" in reader.text
-    assert "Protected rows are prototypes; the clean map has the first image of each person." in reader.text
+    assert "Protected rows are prototypes; the clean map has an image of each person." in reader.text
+    # background rows keep their camera, and are no prototypes
+    arrays = dict(np.load(files["gallery"]))
+    arrays["pids"][arrays["pids"] == arrays["pids"].max()] = 0
+    np.savez(files["gallery"], **arrays)
+    reader = report(tmp_path, capsys, *argv, "--mechanism", "privunit_g", "--unit", "person", "--epsilon", 500)
+    assert "Protected rows are prototypes, one a person" in reader.text
+
+
+@pytest.mark.parametrize("cameras", [(), (0,)])
+def test_of_prototypes_it_is_said_whether_queries_of_their_cameras_count(
+    tmp_path, bare, features, capsys, cameras, caplog
+):
+    files, gallery = features
+    folder = release(tmp_path, gallery, unit="person", cameras=cameras)
+    argv = ["--gallery", files["gallery"], "--query", files["query"], "--release", folder, "--queries", 1]
+    reader = report(tmp_path, capsys, *argv)
+    protected = table(reader, "queries", "")[1]
+    assert int(protected["queries"]) == (48 if not cameras else (gallery["camids"] > 0).sum())
+    flattered, left_out = "which flatters the protected row", "do not count for the protected row"
+    assert (flattered in reader.text, left_out in reader.text) == (not cameras, bool(cameras))
+    assert ("does not say which cameras its prototypes are from" in caplog.text) == (not cameras)
+    people = len(np.unique(gallery["pids"]))
+    assert f"{people} rows, seed 1" in reader.text  # the clean map shows an image of each, and no others
+    assert "the clean map has an image of each person" in reader.text
+
+
+def test_files_of_other_models_are_told_and_what_cannot_be_one_gallery_is_refused(
+    tmp_path, bare, features, capsys, caplog
+):
+    files, gallery = features
+    folder = release(tmp_path, gallery)
+    argv = ["--runs", bare, "--out", tmp_path / "out", "--gallery", files["gallery"]]
+    arrays = dict(np.load(files["gallery"]))
+    np.savez(files["gallery"], **arrays, model="sha256:a")
+    np.savez(files["query"], **dict(np.load(files["query"])), model="sha256:b")
+    assert run(capsys, *argv, "--query", files["query"])[0] == 0
+    assert f"--query '{files['query']}' is of sha256:b: these are of different models" in caplog.text
+
+    code, _, err = run(capsys, *argv, "--mechanism", "gaussian", "--epsilon", 8, "--train", files["gallery"])
+    assert (code, "--train" in err, "rows of --gallery" in err) == (2, True, True)
+    for change, message in (
+        ({"features": arrays["features"][:, :5]}, "features have 5 columns, the transform was fitted on"),
+        ({"row_ids": np.repeat(arrays["row_ids"][::2], 2)}, f"names row '{arrays['row_ids'][0]}' twice"),
+    ):
+        np.savez(files["gallery"], **(arrays | change))
+        code, _, err = run(capsys, *argv, "--release", folder)
+        assert (code, message in err) == (2, True), err
+
+
+def test_a_release_is_projected_without_the_clean_gallery(tmp_path, bare, features, capsys):
+    _, gallery = features
+    folder = release(tmp_path, gallery)
+    board = tmp_path / "board"
+    argv = ["--runs", bare, "--out", tmp_path / "out", "--release", folder, "--projector", board]
+    assert run(capsys, *argv)[0] == 0
+    assert list(board.rglob("*.tsv"))
+
+
+@pytest.mark.parametrize("flag", ["--out", "--projector"])
+def test_a_file_in_the_place_of_a_folder_is_named_before_anything_is_drawn(tmp_path, bare, features, capsys, flag):
+    files, gallery = features
+    (tmp_path / "file").touch()
+    argv = ["--gallery", files["gallery"], "--release", release(tmp_path, gallery), flag, tmp_path / "file" / "deep"]
+    code, _, err = run(capsys, "--runs", bare, *(["--out", tmp_path / "out"] if flag == "--projector" else []), *argv)
+    assert code == 2
+    assert f"{flag} is '{tmp_path / 'file' / 'deep'}', but '{tmp_path / 'file'}' is a file" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_leakage_of_each_mechanism_is_a_line_of_its_own_and_no_record_is_dropped(monkeypatch, tmp_path):
+    drawn = {}
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.errorbar",
+        lambda self, x, y, *_, label, **__: drawn.update({label: list(zip(x, y, strict=True))}),
+    )
+    monkeypatch.setattr("matplotlib.axes.Axes.legend", lambda *_, **__: None)
+
+    def source(mechanism, epsilon, leakage):
+        record = leakage_record(task_max={"leakage": leakage, "low": leakage, "high": leakage}, non_task_max=None)
+        record["meta"]["protection"] |= {"mechanism": mechanism, "epsilon": epsilon}
+        return Source(record, Provenance(f"{mechanism} {epsilon} {leakage}", ""))
+
+    records = [("gaussian", 8.0, 0.03), ("privunit_g", 16.0, 0.9), ("privunit_g", 8.0, 0.6), ("privunit_g", 8.0, 0.5)]
+    assert leakage_over_budgets([source(*record) for record in records]) is not None
+    assert drawn == {"task, privunit_g, ε of one image": [(8.0, 50.0), (8.0, 60.0), (16.0, 90.0)]}
+    assert leakage_over_budgets([source(*record) for record in records[:2]]) is None
 
 
 def test_leakage_over_budgets_and_choices(tmp_path, runs, capsys):
