@@ -211,9 +211,10 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         finally:
             os.close(descriptor)
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # an interrupt, too: what it would leave may be clean features
         temporary.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)  # a write that fails names nothing
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # a write that fails names nothing
         raise
     fsync_folder(path.parent)
 

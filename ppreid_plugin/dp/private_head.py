@@ -112,26 +112,34 @@ def train_private_head(
         1710.06963.
     """
     rows, _ = to_rows(features)
-    people = _labels(pids, len(rows), num_classes)
-    dim, rows_per_person = require_whole("dim", dim), require_whole("rows_per_person", rows_per_person)
+    people = check_head_settings(
+        pids,
+        len(rows),
+        dim=dim,
+        clip_norm=clip_norm,
+        lr=lr,
+        momentum=momentum,
+        scale=scale,
+        rows_per_person=rows_per_person,
+        num_classes=num_classes,
+        seed=seed,
+    )
     classes = int(people.max()) + 1 if num_classes is None else num_classes
     members = unit_members(people, unit)
     budget = head_budget(
         len(members), epsilon=epsilon, delta=delta, unit=unit, epochs=epochs, batch=batch, accountant=accountant
     )
-    if not (is_number(momentum) and 0 <= momentum < 1):
-        raise ValueError(f"momentum is {momentum!r}, must be in [0, 1). 0.9 is usual.")
     exact = unit_rows(rows.detach().cpu().double())
     generator = np.random.default_rng(seed)
-    model = HeadModel(_orthonormal(dim, exact.shape[1], generator), classes, require_positive("scale", scale))
+    model = HeadModel(_orthonormal(dim, exact.shape[1], generator), classes, scale)
     noise = ResearchNoise(generator, torch.device("cpu")) if research else EntropyNoise()
     expected = budget.sample_rate * len(members)
     trainer = HeadTrainer(
         model,
         budget,
-        clip_norm=require_clip_norm(clip_norm),
+        clip_norm=float(clip_norm),
         batch=expected,
-        lr=require_positive("lr", lr),
+        lr=float(lr),
         momentum=float(momentum),
         noise=noise,
     )
@@ -161,6 +169,48 @@ def train_private_head(
         "covers": covered(trained_on, backbone_trained_on, noise=noise_multiplier > 0 and not research),
     }
     return PrivateHead(model.projection.weight.detach().numpy(), record)
+
+
+def check_head_settings(
+    pids: npt.ArrayLike | torch.Tensor,
+    rows: int,
+    *,
+    dim: int,
+    clip_norm: float,
+    lr: float,
+    momentum: float,
+    scale: float,
+    rows_per_person: int,
+    num_classes: int | None,
+    seed: int,
+) -> npt.NDArray[np.int64]:
+    """Return labels of people from 0, (n,), if :func:`train_private_head` can be called with these arguments.
+
+    Args:
+        pids: as there, and so the rest.
+        rows: number of rows of the features.
+        dim: columns of the projection.
+        clip_norm: bound on a unit's gradient.
+        lr: learning rate.
+        momentum: in [0, 1).
+        scale: of the scores.
+        rows_per_person: person unit: rows of a person that are used in a step.
+        num_classes: size of the label space; None: as many as there are people.
+        seed: of the start.
+
+    Raises:
+        ValueError: a value out of range, labels that are none, fewer than two people.
+    """
+    people = _labels(pids, rows, num_classes)
+    require_whole("dim", dim)
+    require_whole("rows_per_person", rows_per_person)
+    require_whole("seed", seed, least=0)
+    require_clip_norm(clip_norm)
+    require_positive("lr", lr)
+    require_positive("scale", scale)
+    if not (is_number(momentum) and 0 <= momentum < 1):
+        raise ValueError(f"momentum is {momentum!r}, must be in [0, 1). 0.9 is usual.")
+    return people
 
 
 def head_budget(

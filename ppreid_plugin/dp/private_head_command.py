@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ppreid_plugin.dp.feature_files import load_arrays, require_arrays
-from ppreid_plugin.dp.private_head import head_budget, train_private_head, unit_members
+from ppreid_plugin.dp.private_head import check_head_settings, head_budget, train_private_head, unit_members
 from ppreid_plugin.dp.private_head_accounting import ACCOUNTANTS
 from ppreid_plugin.dp.private_head_transform import PrivateHead, covered, require_suffix
 from ppreid_plugin.dp.units import UNITS
@@ -23,6 +23,7 @@ _TRAINING = (
     "epsilon", "delta", "unit", "dim", "epochs", "batch", "clip_norm", "lr", "momentum", "scale", "rows_per_person",
     "num_classes", "accountant", "seed", "research", "trained_on", "chosen_on",
 )  # fmt: skip
+_CHECKED = ("dim", "clip_norm", "lr", "momentum", "scale", "rows_per_person", "num_classes", "seed")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,9 +98,10 @@ def train_private_head_command(argv: Sequence[str]) -> PrivateHead | None:
         units = len(unit_members(pids, args.unit))
         flags = {name: getattr(args, name) for name in ("epsilon", "delta", "unit", "epochs", "batch", "accountant")}
         budget = head_budget(units, **flags)
+        check_head_settings(pids, len(features), **{name: getattr(args, name) for name in _CHECKED})
+        covers = covered(args.trained_on, backbone, noise=budget.noise_multiplier > 0 and not args.research)
         print("Dry run: nothing is trained.")
-        print(summary({**budget.describe(), "unit": args.unit, "units": units,
-                       "covers": covered(args.trained_on, backbone, noise=budget.noise_multiplier > 0)}))  # fmt: skip
+        print(summary({**budget.describe(), "unit": args.unit, "units": units, "covers": covers}))
         return None
     head = train_private_head(
         features,

@@ -111,7 +111,7 @@ class AttributesAttack(ProbeAttack):
         if single:
             raise ValueError(
                 f"attribute {', '.join(repr(name) for name in single)} has fewer than two classes among the {what}: "
-                "there is nothing to tell apart. Leave it out (--only names the attributes to keep)."
+                "there is nothing to tell apart. Leave it out, or give more people."
             )
         return rows.attributes
 

@@ -49,27 +49,36 @@ def deid_features_command(argv: Sequence[str]) -> list[Path]:
     target = cast(DeIDTarget, parse_image_transform(args.target, key="--target"))  # None is for torchreid's own names
     for flag in ("height", "width"):
         require_whole(f"--{flag}", getattr(args, flag), hint="pixels")
+    made_by = f"{_MADE_BY}{args.target} at {args.height} x {args.width}"
     sources = [Path(path) for path in args.features]
     paths = [Path(args.out) / f"{source.stem}.npz" for source in sources]
     for number, path in enumerate(paths):
         if path in paths[:number]:
             raise ValueError(f"--features has two files that would be written as '{path}'. Run them one by one.")
-        _require_free(path)
+        _require_free(path, made_by)
     arrays = [load_arrays(source) for source in sources]
     images = [_images(source, found, args.images_root) for source, found in zip(sources, arrays, strict=True)]
     rows = deid_features(images, target, height=args.height, width=args.width)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     for path, found, features in zip(paths, arrays, rows, strict=True):
         kept = {name: values for name, values in found.items() if name not in ("features", "privacy", "model")}
-        save_features(path, {**kept, "features": features}, model=f"{_MADE_BY}{args.target}")
+        save_features(path, {**kept, "features": features}, model=made_by)
         print(f"{len(features)} rows of {features.shape[1]} columns: '{path}'")
     return paths
 
 
-def _require_free(path: Path) -> None:
-    """Raise ValueError if another file is in the way, such as the features that the images are of."""
-    if path.exists() and not str(load_arrays(path, ["model"]).get("model", "")).startswith(_MADE_BY):
+def _require_free(path: Path, made_by: str) -> None:
+    """Raise ValueError if another file is in the way: the features that the images are of, or another target's."""
+    if not path.exists():
+        return
+    there = str(load_arrays(path, ["model"]).get("model", ""))
+    if not there.startswith(_MADE_BY):
         raise ValueError(f"'{path}' exists, and holds no De-ID images: it would be lost. Name another folder: --out")
+    if there != made_by:
+        raise ValueError(
+            f"'{path}' exists, and holds the images of another target ({there.removeprefix(_MADE_BY)}): files of two "
+            "targets must not be compared. Name another folder: --out"
+        )
 
 
 def _images(source: Path, arrays: dict[str, Any], root: str | None) -> RowImages:

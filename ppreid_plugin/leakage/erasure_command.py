@@ -10,7 +10,7 @@ from ..report.record import require_folder
 from .erasure import Leace
 from .image_components import named_components
 from .image_flags import add_image_flags, checked_components
-from .inputs import Labeler, add_label_flags, load_set
+from .inputs import Labeler, add_label_flags, load_set, require_two_classes
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +51,7 @@ def erase_command(argv: Sequence[str]) -> Leace:
             f"'{args.train}' has no attributes to erase. Add arrays attr_<name>, or name labels of people with "
             "--attributes or --market-attributes; or erase --image-components."
         )
+    require_two_classes(rows, names, "--train", "erase")
     leace = Leace(center=not args.no_center).fit_concepts(
         rows.features,
         rows.concepts(names) if names else None,

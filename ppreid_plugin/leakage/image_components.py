@@ -13,6 +13,7 @@ from .data import LeakageSet
 from .images import RowImages
 
 HEAD = 4  # the head is in the first of so many parts of the height
+MOST = HEIGHT * WIDTH * 3  # components that there are
 _FINE = 2  # times as many pixels each way, there
 
 
@@ -47,8 +48,9 @@ def named_components(rows: LeakageSet, count: int, head_count: int) -> npt.NDArr
 
 def _components(images: RowImages, counts: Mapping[bool, int]) -> list[npt.NDArray[np.float64]]:
     """Return so many components of each kind, by whether they are of the head; each image is read once."""
-    for count in counts.values():
-        require_whole("count", count, most=min(len(images) - 1, HEIGHT * WIDTH * 3), hint="of image components")
+    for head, count in counts.items():
+        what = "of head components" if head else "of image components"
+        require_whole("count", count, most=min(len(images) - 1, MOST), hint=what)
     sizes = [(HEIGHT * _FINE, WIDTH * _FINE) if head else (HEIGHT, WIDTH) for head in counts]
     found = []
     for (head, count), pixels in zip(counts.items(), images.load_sizes(sizes), strict=True):

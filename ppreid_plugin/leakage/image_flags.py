@@ -6,6 +6,7 @@ import argparse
 
 from ..number_checks import require_whole
 from .data import LeakageSet
+from .image_components import MOST
 
 
 def add_image_flags(parser: argparse.ArgumentParser, *, to: str) -> None:
@@ -35,8 +36,9 @@ def checked_components(args: argparse.Namespace, rows: LeakageSet) -> str:
     Raises:
         ValueError: a negative number, or rows without images.
     """
+    most = min(len(rows) - 1, MOST)
     counts = {
-        kind: require_whole(flag, count, least=0)
+        kind: require_whole(flag, count, least=0, most=most, hint=f"of {len(rows)} rows")
         for kind, flag, count in (
             ("image", "--image-components", args.image_components),
             ("head", "--head-components", args.head_components),

@@ -68,6 +68,18 @@ def load_set(path: str | Path, background_pids: Sequence[int], images_root: str 
     return rows
 
 
+def require_two_classes(rows: LeakageSet, names: Sequence[str], flag: str, to: str) -> None:
+    """Raise ValueError if an attribute that is to be taken out has one value among the rows, or none is known."""
+    for name in names:
+        known = rows.attributes[name][rows.attributes[name] >= 0]
+        if len(classes := np.unique(known)) < 2:
+            has = f"the one value {classes[0]}" if len(classes) else "no known value"
+            raise ValueError(
+                f"attribute {name!r} has {has} among the rows of {flag}: nothing to {to}. Leave it out: name the "
+                "others with --only."
+            )
+
+
 def add_label_flags(parser: argparse.ArgumentParser, *, to: str = "keep") -> None:
     """Add the flags of a `Labeler`; ``to`` says what is done with the attributes of ``--only``."""
     add = parser.add_argument

@@ -74,7 +74,8 @@ def draw_pairs(
     others = _exchanged(mated, first, second, rng)
     if not len(others):
         raise ValueError(
-            "every camera of the second set has one person only: nobody to tell apart within a camera. Give more rows."
+            "linkage compares people within a camera, and every camera of the second set (--test, or the release) has "
+            "one person only. Give a gallery with more people a camera, or leave linkage out of --attacks."
         )
     both = np.concatenate([mated, others])
     one, two = both[:, 0], both[:, 1]

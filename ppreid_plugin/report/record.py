@@ -54,11 +54,15 @@ def write_json(record: dict[str, Any], path: str | Path) -> None:
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     text = json.dumps(_plain(record), indent=2, allow_nan=False) + "\n"
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def require_folder(flag: str, path: str | Path | None) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+from ..dp.spec import naming_flags
 from ..leakage.image_components import named_components
 from ..leakage.image_flags import add_image_flags, checked_components
-from ..leakage.inputs import Labeler, add_label_flags, load_set
+from ..leakage.inputs import Labeler, add_label_flags, load_set, require_two_classes
+from ..number_checks import require_whole
 from ..registry import closest
 from ..report.record import require_folder, write_json
 from .fitting import SuppressorFit
@@ -29,6 +31,7 @@ _SETTINGS = (
     "weight_decay",
     "seed",
 )
+_FLAGS = {name: f"--{name.replace('_', '-')}" for name in (*_SETTINGS, "erasure", "image_erasure", "attack_seeds")}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,18 +46,17 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--train", required=True, help="features of the training split, with attr_<name> or labels given below")
     add_label_flags(made, to="suppress")
-    add("--erasure", type=float, nargs="+", default=[_FIT.erasure], metavar="W", help="weight; several: --hold-out")
+    add("--erasure", type=float, nargs="+", metavar="W", help=f"weight ({_FIT.erasure:g}); several: --hold-out")
     add_image_flags(made, to="suppress")
     add(
         "--image-erasure",
         type=float,
         nargs="+",
-        default=[_FIT.image_erasure],
         metavar="W",
-        help="weight of the image components; several: --hold-out",
+        help=f"weight of the image components ({_FIT.image_erasure:g}); several: --hold-out",
     )
     add("--hold-out", type=int, metavar="N", help="training people to judge on, at random; nothing is fitted for use")
-    add("--attack-seeds", type=int, default=1, help="attackers for each figure on people held out")
+    add("--attack-seeds", type=int, help="attackers for each figure on people held out (1)")
     for name in _SETTINGS:
         value = getattr(_FIT, name)
         add(f"--{name.replace('_', '-')}", type=type(value), default=value, help="of the fit: docs/suppression.md")
@@ -75,14 +77,19 @@ def suppressor_command(argv: Sequence[str]) -> Suppressor | Front:
     out = Path(args.out)
     _check_out(out, ".safetensors" if args.hold_out is None else ".json")
     for flag, weights in (("--erasure", args.erasure), ("--image-erasure", args.image_erasure)):
-        if args.hold_out is None and len(weights) > 1:
+        if args.hold_out is None and len(weights or ()) > 1:
             raise ValueError(f"{flag} has {len(weights)} weights. Give one, or --hold-out N to choose among them.")
+    _refuse_idle(args)
+    erasure, image_erasure = args.erasure or [_FIT.erasure], args.image_erasure or [_FIT.image_erasure]
     settings = {name: getattr(args, name) for name in _SETTINGS}
-    for weight, image_weight in product(args.erasure, args.image_erasure):
-        SuppressorFit(erasure=weight, image_erasure=image_weight, **settings)
+    with naming_flags(_FLAGS):
+        for weight, image_weight in product(erasure, image_erasure):
+            SuppressorFit(erasure=weight, image_erasure=image_weight, **settings)
+        attack_seeds = require_whole("attack_seeds", 1 if args.attack_seeds is None else args.attack_seeds)
     rows = Labeler(args.attributes, args.market_attributes, None)(load_set(args.train, (), args.images_root), "--train")
     shown = checked_components(args, rows)
     names = _suppressed(args.only, sorted(rows.attributes), args.train) if args.only or not shown else []
+    require_two_classes(rows, names, "--train", "suppress")
     said = ", ".join([*names, *([shown] if shown else [])])
     if args.hold_out is not None:
         train, held_out = hold_out(rows, args.hold_out, args.seed)
@@ -90,11 +97,11 @@ def suppressor_command(argv: Sequence[str]) -> Suppressor | Front:
             train,
             held_out,
             names,
-            args.erasure,
+            erasure,
             image_components=args.image_components,
             head_components=args.head_components,
-            image_weights=args.image_erasure,
-            attack_seeds=args.attack_seeds,
+            image_weights=image_erasure,
+            attack_seeds=attack_seeds,
             **settings,
         )
         write_json({**front.to_json(), "command": ["tools/fit_suppressor.py", *argv]}, out)
@@ -102,18 +109,43 @@ def suppressor_command(argv: Sequence[str]) -> Suppressor | Front:
         print(front.table())
         print(f"Written: '{out}'")
         return front
-    fitted = Suppressor(erasure=args.erasure[0], image_erasure=args.image_erasure[0], **settings)
-    fitted.fit_people(
-        rows.features,
-        rows.pids,
-        rows.concepts(names) if names else None,
-        numbers=named_components(rows, args.image_components, args.head_components),
-    )
+    fitted = Suppressor(erasure=erasure[0], image_erasure=image_erasure[0], **settings)
+    with naming_flags(_FLAGS):
+        fitted.fit_people(
+            rows.features,
+            rows.pids,
+            rows.concepts(names) if names else None,
+            numbers=named_components(rows, args.image_components, args.head_components),
+        )
     fitted.save(out)
     last = ", ".join(f"{name} {value:.4g}" for name, value in fitted.losses[-1].items())
     print(f"Suppressed {said}, fitted on {fitted.fitted_rows} training rows. Losses: {last}")
     print(f"Written: '{out}'")
     return fitted
+
+
+def _refuse_idle(args: argparse.Namespace) -> None:
+    """Raise ValueError where a flag is given that would do nothing."""
+    shown = args.image_components or args.head_components
+    if args.image_erasure is not None and not shown:
+        raise ValueError(
+            f"--image-erasure is {_listed(args.image_erasure)}, and no components of images are suppressed: it would "
+            "do nothing. Add --image-components K, or leave it out."
+        )
+    if args.erasure is not None and shown and not args.only:
+        raise ValueError(
+            f"--erasure is {_listed(args.erasure)}, and with components of images only the attributes that --only "
+            "names are suppressed: it would do nothing. Add --only NAME, or leave it out."
+        )
+    if args.attack_seeds is not None and args.hold_out is None:
+        raise ValueError(
+            f"--attack-seeds is {args.attack_seeds}, and nobody is held out to attack: it would do nothing. Add "
+            "--hold-out N, or leave it out."
+        )
+
+
+def _listed(weights: Sequence[float]) -> str:
+    return " ".join(f"{weight:g}" for weight in weights)
 
 
 def _check_out(out: Path, suffix: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -96,6 +98,7 @@ class SuppressorFit:
         require_whole("hidden", hidden, least=0)
         require_whole("epochs", epochs)
         require_whole("batch", batch, least=2)
+        require_whole("seed", seed, least=0)
         weights = {
             "identity": identity,
             "erasure": erasure,
@@ -130,7 +133,7 @@ class SuppressorFit:
 
         Raises:
             ValueError: neither concepts nor numbers, shapes that differ, labels that are none, a concept of one class,
-                fewer than two people, nobody with two rows, NaN or infinity (rows are named).
+                fewer than two people, nobody with two rows, NaN or infinity (rows are named), a fit that diverged.
         """
         rows, _ = to_rows(features)
         people = _people(pids, len(rows))
@@ -174,6 +177,14 @@ class SuppressorFit:
                 for name, (_, term) in terms.items():
                     total[name] = total.get(name, 0.0) + float(term.detach()) / batches
             self.losses.append(total)
+            if not all(math.isfinite(value) for value in total.values()):
+                break
+        finite = all(bool(torch.isfinite(value).all()) for value in network.parameters())
+        if not finite or not all(math.isfinite(value) for value in self.losses[-1].values()):
+            raise ValueError(
+                f"lr is {self.lr:g}: the fit diverged in epoch {len(self.losses)} of {self.epochs}, its losses or "
+                "weights are no numbers any more. Take a smaller one, such as 0.001, or smaller weights."
+            )
         return network
 
     def _matching(

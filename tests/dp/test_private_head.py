@@ -495,6 +495,24 @@ def test_a_dry_run_trains_and_writes_nothing(saved, capsys):
     assert sorted(saved.iterdir()) == before
 
 
+def test_a_dry_run_says_what_the_run_would(saved, capsys):
+    assert "covers: whole model" in run(capsys, "--dry-run")[1]
+    for more in ((), ("--dry-run",)):
+        assert "covers: nothing" in run(capsys, "--research", *more)[1]
+    before = sorted(saved.iterdir())
+    for argv, message in (
+        (["--dim", "0"], "dim is 0"),
+        (["--lr", "-1"], "lr is -1"),
+        (["--momentum", "1"], "momentum is 1"),
+        (["--num-classes", "3"], "num_classes is 3"),
+        (["--seed", "-1"], "seed is -1"),
+    ):
+        errors = {run(capsys, *argv, *more)[2] for more in ((), ("--dry-run",))}
+        assert len(errors) == 1
+        assert message in errors.pop()
+    assert sorted(saved.iterdir()) == before
+
+
 def test_the_tool_runs_without_noise_and_says_so(saved, capsys, monkeypatch):
     tool = Path(__file__).parents[2] / "tools" / "train_private_head.py"
     argv = [

@@ -102,10 +102,13 @@ def test_the_files_hold_the_labels_and_are_read_as_features(tmp_path, capsys):
     (wanted,) = deid_features([ArrayImages(pictures(4, seed=1))], Pixelate(blocks=4), **SIZE)
     np.testing.assert_array_equal(rows.features, wanted)
     assert rows.images is not None
-    assert str(load_arrays(out / "gallery.npz")["model"]) == "deid pixelate:blocks=4"
+    assert str(load_arrays(out / "gallery.npz")["model"]) == "deid pixelate:blocks=4 at 64 x 32"
     assert stat.S_IMODE((out / "gallery.npz").stat().st_mode) == 0o600
-    deid_features_command([*argv, "--target", "pixelate:blocks=8", "--height", "64", "--width", "32"])  # in its place
-    assert load_arrays(out / "gallery.npz")["features"].shape == (4, 384)
+    deid_features_command(argv)  # the same again, in its place
+    for change in (["--target", "pixelate:blocks=8"], ["--height", "32"]):
+        with pytest.raises(ValueError, match=r"holds the images of another target \(pixelate:blocks=4 at 64 x 32\)"):
+            deid_features_command([*argv, *change])
+    np.testing.assert_array_equal(load_arrays(out / "gallery.npz")["features"], wanted)
 
 
 def test_images_in_files(tmp_path):

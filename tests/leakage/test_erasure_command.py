@@ -128,6 +128,8 @@ def test_errors_write_nothing(train, tmp_path, capsys):
     path, features, _ = train
     bare = tmp_path / "bare.npz"
     np.savez(bare, features=features, pids=np.arange(200), camids=np.zeros(200, dtype=int))
+    one = tmp_path / "one.npz"
+    np.savez(one, **dict(np.load(bare)), attr_hat=np.ones(200, dtype=int))
     out = tmp_path / "leace.safetensors"
     for flags, message in (
         (["--train", str(bare), "--out", str(out)], "has no attributes to erase"),
@@ -136,6 +138,8 @@ def test_errors_write_nothing(train, tmp_path, capsys):
         (["--train", str(path), "--image-components", "2", "--out", str(out)], "has no images. Add an array images"),
         (["--train", str(path), "--head-components", "2", "--out", str(out)], "2 head components are asked for"),
         (["--train", str(path), "--image-components", "-2", "--out", str(out)], "--image-components is -2"),
+        (["--train", str(path), "--head-components", "4000", "--out", str(out)], "--head-components is 4000, must be"),
+        (["--train", str(one), "--only", "hat", "--out", str(out)], "attribute 'hat' has the one value 1 among"),
     ):
         assert cli.run(erase_command, flags) == 2
         assert message in capsys.readouterr().err

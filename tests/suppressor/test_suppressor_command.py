@@ -32,6 +32,14 @@ def train(tmp_path):
     return path
 
 
+@pytest.fixture
+def with_one_value(train):
+    """The file with an attribute more, which is the same for everybody."""
+    arrays = dict(np.load(train))
+    np.savez(train, **arrays, attr_one=np.full(len(arrays["pids"]), 3))
+    return train
+
+
 def test_the_file_is_what_the_library_fits(train, tmp_path):
     out = tmp_path / "suppressor.safetensors"
     suppressor_command(["--train", str(train), "--only", "gender", "--erasure", "7", "--out", str(out), *FLAGS])
@@ -74,18 +82,38 @@ def test_holding_out_splits_people():
         (["--only", "hat"], "--only has 'hat'; --train has: bag, gender"),
         (["--out", "one.json"], "must end in .safetensors"),
         (["--out", "none/one.safetensors"], "--out is 'none/one.safetensors', but 'none' is no folder"),
-        (["--erasure", "-1"], "erasure is -1.0"),
+        (["--erasure", "-1"], "--erasure is -1.0"),
+        (["--seed", "-1"], "--seed is -1, must be a whole number >= 0"),
+        (["--lr", "1e9", "--epochs", "20"], "--lr is 1e+09: the fit diverged in epoch"),
+        (["--only", "gender", "one"], "attribute 'one' has the one value 3 among the rows of --train: nothing to"),
+        (["--attack-seeds", "7"], "--attack-seeds is 7, and nobody is held out to attack: it would do nothing"),
+        (["--hold-out", "9", "--attack-seeds", "0", "--out", "f.json"], "--attack-seeds is 0, must be a whole number"),
+        (["--image-erasure", "5"], "--image-erasure is 5, and no components of images are suppressed: it would do"),
+        (
+            ["--image-components", "2", "--erasure", "5", "6", "--hold-out", "9", "--out", "f.json"],
+            "--erasure is 5 6, and with components of images only the attributes that --only names",
+        ),
         (["--hold-out", "20"], "must end in .json"),
         (["--image-components", "4"], "4 image components are asked for, and"),
         (["--image-erasure", "1", "2"], "--image-erasure has 2 weights"),
-        (["--image-erasure", "-1"], "image_erasure is -1.0"),
+        (["--image-components", "1", "--image-erasure", "-1"], "--image-erasure is -1.0"),
     ],
 )
-def test_errors_write_nothing(train, tmp_path, monkeypatch, capsys, flags, message):
+def test_errors_write_nothing(train, request, tmp_path, monkeypatch, capsys, flags, message):
+    if "one" in flags:
+        request.getfixturevalue("with_one_value")
     monkeypatch.chdir(tmp_path)
     assert cli.run(suppressor_command, ["--train", str(train), *flags]) != 0
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.npz"]
+
+
+def test_a_fit_that_diverges_leaves_the_file_that_was_there(train, tmp_path, capsys):
+    out = tmp_path / "suppressor.safetensors"
+    out.write_bytes(b"good")
+    assert cli.run(suppressor_command, ["--train", str(train), "--lr", "1e9", "--out", str(out)]) == 2
+    assert "the fit diverged" in capsys.readouterr().err
+    assert out.read_bytes() == b"good"
 
 
 def shown(tmp_path):
