@@ -141,8 +141,12 @@ def protected_sets(
 
     The clean ones are the sets as they are where the protected rows are the whole gallery; else the clean rows of the
     same units, with the same queries.
+
+    Raises:
+        ValueError: what is put before the noise was fitted on this gallery.
     """
     query, rows = clean["query"], clean["gallery"]
+    gallery.require_other_people(rows.features)
     released = gallery.protect_rows(rows.features, rows.pids, rows.camids)
     counted = gallery.queried(query.camids)
     matched = query.take(counted)

@@ -208,6 +208,11 @@ class DPGallery(ProtectedGallery):
             return rows
         return self._noised(rows, self.mechanism, np.random.default_rng([self.seed, 1]))  # not the gallery's draw
 
+    def require_other_people(self, features: Tensor) -> None:
+        """Raise ValueError if the public transform was fitted on rows of the gallery ``features`` (n, d)."""
+        with naming_flags({"public transform": self._name("transform")}):
+            require_not_fitted_on(self.public_transform, features)
+
     def protect_rows(self, features: Tensor, pids: np.ndarray, camids: np.ndarray) -> ProtectedRows:
         """Return the protected gallery (research noise), one row a unit, or a person's rows at a share each."""
         return self._released(features, pids, camids, noised=True)
@@ -298,7 +303,6 @@ class DPGallery(ProtectedGallery):
                 f"{self._name('enroll_cameras')} is {list(cameras)}, and the gallery has no row of them; its cameras: "
                 f"{np.unique(camids).tolist()}."
             )
-        require_not_fitted_on(self.public_transform, features)
         clean, units = clean_units(
             self.transform(features),
             pids,

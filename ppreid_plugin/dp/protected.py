@@ -72,6 +72,10 @@ class ProtectedGallery(Component):
         """Fit what is fitted on the training split."""
         return self
 
+    def require_other_people(self, features: Tensor) -> None:
+        """Raise ValueError if what stands before the noise was fitted on rows of this gallery, as far as is known."""
+        return
+
     @abstractmethod
     def transform_query(self, features: Tensor) -> Tensor:
         """Return query rows (n, d) as they are matched, unit length."""

@@ -103,6 +103,7 @@ def leakage_command(argv: Sequence[str]) -> Leakage:
     elif args.mechanism:
         test = labeler(load_set(args.test, background, args.images_root), "--test")
         gallery = gallery_of(args, seed=1).fit(torch.from_numpy(train.features), train.pids)
+        gallery.require_other_people(torch.from_numpy(test.features))
         attacked = _Drawn(test, gallery, 0)
         learned = _Drawn(train, gallery, _TRAIN_DRAWS)
         clean, clean_train = (test if clean is None else clean), train

@@ -173,6 +173,7 @@ def _of_mechanism(args: argparse.Namespace, gallery: LeakageSet, query: LeakageS
     _warn_of_other_models(args, {})
     train = load_set(args.train, ())
     component.fit(torch.from_numpy(train.features), train.pids)
+    component.require_other_people(torch.from_numpy(gallery.features))
     rows = component.protect_rows(torch.from_numpy(gallery.features), gallery.pids, gallery.camids)
     matched, counted = np.zeros((0, rows.features.shape[1]), dtype=np.float32), np.zeros(0, dtype=bool)
     if query is not None:

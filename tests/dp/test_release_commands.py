@@ -18,7 +18,11 @@ from ppreid_plugin.dp import commands
 from ppreid_plugin.dp import release as release_module
 from ppreid_plugin.dp.gallery import DPGallery
 from ppreid_plugin.dp.stored import load_release
+from ppreid_plugin.evaluation import Extracted, protected_sets
+from ppreid_plugin.leakage.command import leakage_command
 from ppreid_plugin.leakage.erasure import Leace
+from ppreid_plugin.report.report_command import report_command
+from ppreid_plugin.report.sweep_command import sweep_command
 from ppreid_plugin.suppressor import Suppressor
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -358,8 +362,20 @@ def test_a_transform_that_was_fitted_on_the_gallery_is_refused(saved, capsys, ca
     assert not Path("release").exists()
     assert not Path("ledger").exists()
     component = DPGallery("gaussian", epsilon=8.0, transform=name)
-    with pytest.raises(ValueError, match="fitted on 1 rows of the gallery"):
-        component.protect_rows(torch.from_numpy(rows), np.ones(len(rows), dtype=int), np.zeros(len(rows), dtype=int))
+    split = Extracted(torch.from_numpy(rows), np.ones(len(rows), dtype=int), np.zeros(len(rows), dtype=int))
+    with pytest.raises(ValueError, match=f"privacy.gallery.transform is '{kind}', fitted on 1 rows of the gallery"):
+        protected_sets(component, {"query": split, "gallery": split})
+    arrays = dict(np.load("train.npz"))
+    np.savez("train.npz", **arrays, camids=np.arange(50) % 2, row_ids=np.char.mod("train-%d", np.arange(50)))
+    for command, argv in (
+        (sweep_command, ["--train", "train.npz", "--query", "gallery.npz", "--epsilons", "8", "--seeds", "1"]),
+        (leakage_command, ["--train", "train.npz", "--test", "gallery.npz", "--epsilon", "8"]),
+        (report_command, ["--runs", ".", "--train", "train.npz", "--epsilon", "8"]),
+    ):
+        where = [] if command is leakage_command else ["--gallery", "gallery.npz"]
+        how = ["--mechanisms" if command is sweep_command else "--mechanism", "gaussian", "--transform", name]
+        code, _, err = run(command, [*argv, *where, *how], capsys)
+        assert (code, f"--transform is '{kind}', fitted on 1 rows of the gallery" in err) == (2, True), err
 
     saved_transform(kind, others, "t.safetensors")
     code, _, err = run(commands.release_command, arguments("--transform", name), capsys)
