@@ -16,8 +16,12 @@ from safetensors.numpy import load_file, save_file
 from ppreid_plugin import cli
 from ppreid_plugin.dp import commands
 from ppreid_plugin.dp import release as release_module
+from ppreid_plugin.dp.feature_files import load_gallery
 from ppreid_plugin.dp.gallery import DPGallery
+from ppreid_plugin.dp.mechanisms import build_mechanism
+from ppreid_plugin.dp.plan import ReleasePlan, ReleaseTerms
 from ppreid_plugin.dp.stored import load_release
+from ppreid_plugin.dp.transforms import build_transform
 from ppreid_plugin.evaluation import Extracted, protected_sets
 from ppreid_plugin.leakage.command import leakage_command
 from ppreid_plugin.leakage.erasure import Leace
@@ -361,6 +365,13 @@ def test_a_transform_that_was_fitted_on_the_gallery_is_refused(saved, capsys, ca
     assert (code, f"Error: --transform is '{kind}', fitted on 1 rows of the gallery" in err) == (2, True)
     assert not Path("release").exists()
     assert not Path("ledger").exists()
+    with pytest.raises(ValueError, match=f"public transform is '{kind}', fitted on 1 rows of the gallery"):
+        ReleasePlan(
+            load_gallery("gallery.npz"),
+            build_mechanism("gaussian", epsilon=8.0),
+            build_transform(name),
+            ReleaseTerms(name="a", model="m"),
+        )
     component = DPGallery("gaussian", epsilon=8.0, transform=name)
     split = Extracted(torch.from_numpy(rows), np.ones(len(rows), dtype=int), np.zeros(len(rows), dtype=int))
     with pytest.raises(ValueError, match=f"privacy.gallery.transform is '{kind}', fitted on 1 rows of the gallery"):
