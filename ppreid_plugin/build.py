@@ -323,7 +323,6 @@ def build_engine(cfg: CfgNode) -> Any:
     )
     if cfg.model.resume:
         cfg.train.start_epoch = resume(engine, cfg.model.resume)
-        engine.epoch = cfg.train.start_epoch - 1  # where nothing is left to train, torchreid saves under this one
         print(f"Continuing from '{cfg.model.resume}' after epoch {cfg.train.start_epoch}")
         if not cfg.test.evaluate and (left_out := modules_left_out(engine, cfg.model.resume)):
             _log.warning(

@@ -133,6 +133,7 @@ def resume(engine: Any, path: str | Path) -> int:
     if best.is_file():
         engine.best = json.loads(best.read_text(encoding="utf-8"))
     epoch = int(loaded["model"]["epoch"])
+    engine.epoch = epoch - 1  # where nothing is left to train, torchreid saves under this one
     _take_small_states(engine, path.parent.parent / STATES_FILE, epoch)
     return epoch
 

@@ -99,7 +99,6 @@ def train(cfg: CfgNode, folder: Path) -> dict[str, Any]:
             cfg.train.start_epoch = _continue(engine, folder / _KEPT, epoch)
             if (best := folder / BEST_FILE).is_file():  # evaluated after the epoch was kept
                 engine.best = json.loads(best.read_text(encoding="utf-8"))
-            engine.epoch = cfg.train.start_epoch - 1  # where nothing is left to train, torchreid saves under this one
             print(f"Continuing after epoch {epoch} of {cfg.train.max_epoch}")
         _keep_every_epoch(engine, folder / _KEPT)
         if cfg.test.eval_freq <= 0:  # nothing is chosen: features are extracted and measured later, once

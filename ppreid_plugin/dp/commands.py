@@ -16,6 +16,7 @@ from ppreid_plugin.dp.feature_files import (
     load_gallery,
     load_training,
     model_fingerprint,
+    require_arrays,
     require_disjoint,
 )
 from ppreid_plugin.dp.ledger import Ledger
@@ -292,10 +293,7 @@ def _mechanism(
         prior["source"] = args.prior_source or "not stated"
         if args.codebook:
             arrays = load_arrays(args.codebook)
-            if "codebook" not in arrays:
-                raise ValueError(
-                    f"'{args.codebook}' lacks codebook; it holds {', '.join(sorted(arrays)) or 'nothing'}."
-                )
+            require_arrays(args.codebook, arrays, ("codebook",))
             options = {name: arrays[name] for name in ("codebook", "decoder") if name in arrays} | {
                 name: value for name, value in options.items() if name == "set_size"
             }

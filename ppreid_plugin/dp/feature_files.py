@@ -133,8 +133,7 @@ def load_budgets(path: str | Path) -> dict[int, float]:
 def load_training(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Return features and, if the file holds them, pids of a training split."""
     arrays = load_arrays(path)
-    if "features" not in arrays:
-        raise ValueError(f"'{path}' lacks features; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
+    require_arrays(path, arrays, ("features",))
     return arrays["features"], arrays.get("pids")
 
 

@@ -108,7 +108,7 @@ def load_inputs(args: argparse.Namespace) -> FeatureInputs | None:
     rows = (_unit(gallery.features), gallery.pids, gallery.camids, np.arange(len(gallery)))
     clean = Space("clean", bare, everyone, *rows)
     protected = None
-    if not (args.release or args.mechanism):
+    if not args.release:
         _warn_of_other_models(args, {})
     if args.release:
         protected = _of_release(args, gallery, query, bare)
@@ -170,7 +170,6 @@ def _of_release(args: argparse.Namespace, gallery: LeakageSet, asked: LeakageSet
 def _of_mechanism(args: argparse.Namespace, gallery: LeakageSet, query: LeakageSet | None) -> Space:
     component = gallery_of(args, seed=args.seed)
     require_disjoint(args.train, gallery.row_ids, "--train", "--gallery")
-    _warn_of_other_models(args, {})
     train = load_set(args.train, ())
     component.fit(torch.from_numpy(train.features), train.pids)
     component.require_other_people(torch.from_numpy(gallery.features))
