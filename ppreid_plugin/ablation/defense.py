@@ -73,8 +73,9 @@ class RowDefense(Defense):
         """Return the changed rows: (n, d) to (n, k)."""
 
     def protect(self, rows: LeakageSet, seed: int) -> LeakageSet:
-        """Return the rows, with their former features for attackers who learn from both."""
-        return rows.with_features(self.apply(rows.features), clean=rows.features)
+        """Return the rows, with their former features for attackers who learn from both; queries are changed alike."""
+        made = self.apply(rows.features)
+        return rows.with_features(made, clean=rows.features, queries=made)
 
     def matched(self, query: Extracted, gallery: Extracted, seed: int) -> tuple[Extracted, Extracted]:
         """Return both changed."""

@@ -11,7 +11,7 @@ from .. import build
 from ..config import disable_privacy
 from ..data.attributes import ByPerson, load_attributes
 from ..data.validation import split_query_gallery
-from ..dp.feature_files import save_features
+from ..dp.feature_files import load_arrays, save_features
 from ..evaluation import Extracted
 from ..extraction import extract_splits
 from ..leakage import LeakageSet
@@ -25,7 +25,7 @@ SPLITS = {"gallery": ("train", "query", "gallery"), "validation": ("train", "val
 
 
 def extract(cfg: CfgNode, weights: Path, fingerprint: str, folder: Path, scored_on: str = "gallery") -> None:
-    """Write the splits that are missing; each file is complete or not there.
+    """Write the splits that are missing, or of other weights; each file is complete or not there.
 
     Args:
         cfg: configuration of the row: how images reach the model.
@@ -34,7 +34,7 @@ def extract(cfg: CfgNode, weights: Path, fingerprint: str, folder: Path, scored_
         folder: of these features alone.
         scored_on: gallery or validation.
     """
-    missing = [split for split in SPLITS[scored_on] if not (folder / f"{split}.npz").is_file()]
+    missing = [split for split in SPLITS[scored_on] if _weights_of(folder / f"{split}.npz") != fingerprint]
     if not missing:
         return
     cfg = cfg.clone()
@@ -48,6 +48,11 @@ def extract(cfg: CfgNode, weights: Path, fingerprint: str, folder: Path, scored_
     for split in missing:
         (arrays,) = extract_splits(engine, root=cfg.data.root, splits=[split], fast=fast).values()
         save_features(folder / f"{split}.npz", arrays, model=fingerprint)
+
+
+def _weights_of(path: Path) -> str:
+    """Return the fingerprint of the weights that a file of features says it was made with; empty: there is none."""
+    return "".join(map(str, load_arrays(path, ["model"]).values())) if path.is_file() else ""
 
 
 def retrieval_sets(

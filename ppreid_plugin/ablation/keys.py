@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,24 @@ def features_key(cfg: CfgNode) -> str:
     )
 
 
-def measured_key(cfg: CfgNode, reference: CfgNode, defense: str, measures: Measures) -> str:
-    """Return the name of the figures of a row with one seed, beside a reference row."""
+def measured_key(cfg: CfgNode, reference: CfgNode, defense: str, measures: Measures, *, has_step: bool = True) -> str:
+    """Return the name of the figures of a row with one seed, beside a reference row.
+
+    Args:
+        cfg: configuration of the row.
+        reference: that of the reference.
+        defense: of the row, as it is written; files that it names count by content.
+        measures: what is measured.
+        has_step: whether the cost of a step is among the figures: of rows that are trained, not of those of another's
+            weights.
+    """
     gallery = [key for key in OPTIONS if key.startswith("privacy.gallery.")] if cfg.privacy.gallery.enabled else []
+    named = [get_option(cfg, key) for key in gallery]
+    files = _named_files([defense, *named])
     return digest(
         {
+            **({"files": files} if files else {}),
+            **({} if has_step or defense else {"has_step": False}),
             "features": features_key(cfg),
             "reference": features_key(reference),
             "gallery": _values(cfg, gallery),
@@ -122,6 +136,21 @@ def _values(cfg: CfgNode, keys: list[str]) -> dict[str, Any]:
     if "data.root" in values:
         values["data.root"] = str(Path(values["data.root"]).resolve())
     return values
+
+
+def _named_files(values: Iterable[Any]) -> dict[str, str]:
+    """Return the content of the files in written forms, by how they are written: ``leace:FILE``, ``transform=FILE``."""
+    words = [word for value in values for word in (_flat(value))]
+    rests = {word[match.end() :] for word in words for match in re.finditer("^|[:=]", word)}
+    return {rest: model_fingerprint(rest) for rest in sorted(rests) if rest and Path(rest).is_file()}
+
+
+def _flat(value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return _flat(list(value.values()))
+    if isinstance(value, (list, tuple)):
+        return [word for one in value for word in _flat(one)]
+    return str(value).split(",") if isinstance(value, str) else []
 
 
 def _content(text: str) -> str:

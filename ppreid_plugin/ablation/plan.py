@@ -29,6 +29,7 @@ SCORED_ON = ("gallery", "validation")
 # keys that change nothing here, and what to do instead
 WITHOUT_EFFECT = {
     "data.save_dir": "the folder is --out",
+    "privacy.gallery.release": "a row draws its own gallery; tools/measure_leakage.py attacks a stored release",
     "model.resume": "what was stopped goes on by itself; other weights to start from are model.load_weights",
     "test.dist_metric": "the metric is measures.metric, or --metric",
     "test.evaluate": "trained rows are measured again with --no-train",

@@ -44,18 +44,37 @@ class Work:
     seed: int
     cfg: CfgNode
     training: Path
+    reference_training: Path
     features: Path
     reference_features: Path
     measured: Path
 
     def state(self) -> str:
         """Return how far it is: ``measured``, ``trained``, ``epoch 3 of 60`` or ``-``."""
-        if self.measured.is_file():
+        if self.record() is not None:
             return "measured"
         if trained_record(self.training) is not None:
             return "trained"
         epoch = kept_epoch(self.training)
         return f"epoch {epoch} of {self.cfg.train.max_epoch}" if epoch else "-"
+
+    def weights(self) -> dict[str, str]:
+        """Return the fingerprints of the weights that the figures are of: the row's and the reference's."""
+        places = {"row": self.training, "reference": self.reference_training}
+        records = {name: trained_record(folder) for name, folder in places.items()}
+        return {name: record["fingerprint"] for name, record in records.items() if record is not None}
+
+    def record(self) -> dict[str, Any] | None:
+        """Return the figures; None: there are none, or they are of weights that were trained again since.
+
+        Raises:
+            ValueError: a file that is damaged.
+        """
+        if not self.measured.is_file():
+            return None
+        record = read_state(self.measured, needs=("row", "seed"), remedy="Delete it to measure the row again.")
+        told, there = record.get("weights", {}), self.weights()
+        return record if all(there.get(name, one) == one for name, one in told.items()) else None
 
 
 class Runner:
@@ -76,7 +95,12 @@ class Runner:
         for one in self.work:
             check_config(one.cfg)
             build.build_components(one.cfg)
-            self._defense(one)
+            defense = self._defense(one)
+            if defense is not None and one.row == plan.reference:
+                raise ConfigError(
+                    f"row '{one.row.name}' is the reference, and privacy.gallery.enabled is True in it: leakage is a "
+                    "share of what unprotected features give away. Begin the plan with a row without a gallery."
+                )
             if plan.measures.scored_on == "validation" and not one.cfg.privacy.validation.ids_fraction:
                 raise ConfigError(
                     f"measures.scored_on is validation, but privacy.validation.ids_fraction of row '{one.row.name}' is "
@@ -157,10 +181,12 @@ class Runner:
                     left.expect(step, one.training if step == "training" else one.measured)
         found: dict[str, list[dict[str, Any]]] = {}
         for number, one in enumerate(self.work, 1):
-            if again or not one.measured.is_file():
+            if again or one.record() is None:
                 print(f"[{number}/{len(self.work)}] {one.row.name}, seed {one.seed}{left}", flush=True)
                 self._finish(one, left)
-            record = read_state(one.measured, needs=("row", "seed"), remedy="Delete it to measure the row again.")
+            record = one.record()
+            if record is None:
+                raise RuntimeError(f"row '{one.row.name}' was measured, and '{one.measured}' is gone.")
             found.setdefault(one.row.name, []).append(record)
         if again:
             self._take_over_attacks()
@@ -192,20 +218,31 @@ class Runner:
             raise ConfigError(
                 f"row '{row.name}' has a defense, and privacy.gallery.enabled True. Leave one of them out."
             )
+        idle = [
+            key for key in row.options if key.startswith("privacy.gallery.") and not key.endswith("background_pids")
+        ]
+        if row.defense and idle:
+            raise ConfigError(
+                f"row '{row.name}' has a defense, and {idle[0]}, which would do nothing. Write it as the defense's "
+                "own: defense: 'dp:mechanism=NAME,epsilon=NUMBER'"
+            )
+        has_step = row.config is not None
+        measured = measured_key(cfg, reference, row.defense, self.plan.measures, has_step=has_step)
         return Work(
-            row,
-            seed,
-            cfg,
-            self.out / "training" / key,
-            self.out / "features" / features_key(cfg),
-            self.out / "features" / features_key(reference),
-            self.out / "measured" / f"{measured_key(cfg, reference, row.defense, self.plan.measures)}.json",
+            row=row,
+            seed=seed,
+            cfg=cfg,
+            training=self.out / "training" / key,
+            reference_training=self.out / "training" / training_key(reference),
+            features=self.out / "features" / features_key(cfg),
+            reference_features=self.out / "features" / features_key(reference),
+            measured=self.out / "measured" / f"{measured}.json",
         )
 
     def _steps(self, one: Work) -> dict[str, bool]:
         """Return the steps of one row and whether each is finished."""
         trained = trained_record(one.training) is not None
-        return {"training": trained, "measuring": one.measured.is_file() and not self._again}
+        return {"training": trained, "measuring": one.record() is not None and not self._again}
 
     def _finish(self, one: Work, left: TimeLeft) -> None:
         with left.step("training", one.training, count=trained_record(one.training) is None):
@@ -215,7 +252,9 @@ class Runner:
             extract(one.cfg, weights, record["fingerprint"], one.features, self.plan.measures.scored_on)
             figures = self._measure(one)
             one.measured.parent.mkdir(parents=True, exist_ok=True)
-            write_json({**figures, "environment": environment(compute_device().type)}, one.measured)
+            write_json(
+                {**figures, "weights": one.weights(), "environment": environment(compute_device().type)}, one.measured
+            )
 
     def _measure(self, one: Work) -> dict[str, Any]:
         measures, cfg = self.plan.measures, one.cfg

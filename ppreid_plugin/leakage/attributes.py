@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from typing_extensions import Self
@@ -11,7 +11,7 @@ from typing_extensions import Self
 from .attack import Attack, Figure, register_attack
 from .data import LeakageSet
 from .probe_models import Labels
-from .probes import Probe, fit_probes, probabilities
+from .probes import Probe, check_labels, fit_probes, probabilities
 from .scores import balanced_accuracy, balanced_accuracy_error
 
 
@@ -34,6 +34,16 @@ class ProbeAttack(Attack):
     @abstractmethod
     def labels(self, rows: LeakageSet, what: str) -> Mapping[str, Labels]:
         """Return the labels by figure, (n,) each, -1 where not known; ``what`` names the rows in errors."""
+
+    def check(self, train: LeakageSet, test: LeakageSet) -> None:
+        """Check the labels of both, and that some training people can be held out.
+
+        Raises:
+            ValueError: labels that are missing or of one class, fewer people than folds.
+        """
+        learned, asked = self.labels(train.people, "training rows"), self.labels(test.people, "rows to attack")
+        check_labels(learned, train.people.pids)
+        _require_labels(learned, asked)
 
     def fit(self, train: LeakageSet) -> Self:
         """Fit the probes on the people of ``train``.
@@ -60,8 +70,7 @@ class ProbeAttack(Attack):
             raise RuntimeError(f"the attack on {self.channel} is not fitted; call fit(train) first.")
         people = test.people
         labels = self.labels(people, "rows to attack")
-        if missing := sorted(set(labels) - set(self.probes)):
-            raise ValueError(f"the training rows have no labels of {', '.join(missing)}. Give them, or drop these.")
+        _require_labels(self.probes, labels)
         probes = {name: self.probes[name] for name in labels}
         said = probabilities(probes, people.features, people.camids if self.uses_camids else None)
         figures = {}
@@ -133,10 +142,15 @@ class CameraAttack(ProbeAttack):
         Raises:
             ValueError: one camera only.
         """
-        cameras = np.unique(rows.camids)
+        cameras = np.unique(rows.camids[rows.camids >= 0])
         if len(cameras) < 2:
             raise ValueError(
-                f"the {what} are of one camera ({cameras[0] if len(cameras) else 'no rows'}): there is none to tell. "
-                "Give camids of two cameras or more, or leave camera out of --attacks."
+                f"the {what} are of one camera ({cameras[0] if len(cameras) else 'none known'}): there is none to "
+                "tell. Give camids of two cameras or more, or leave camera out of --attacks."
             )
         return {"": np.where(rows.camids < 0, -1, rows.camids)}
+
+
+def _require_labels(learned: Collection[str], asked: Collection[str]) -> None:
+    if missing := sorted(set(asked) - set(learned)):
+        raise ValueError(f"the training rows have no labels of {', '.join(missing)}. Give them, or drop these.")

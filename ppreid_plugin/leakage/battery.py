@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -133,8 +134,13 @@ def measure_leakage(
         for side in sides:
             learned, attacked = draw(source, side, 1)
             _check_columns(side, learned, attacked)
+            _check_people(side, attacked)
             for name in names:
                 kinds[name](seed=1, **given[name]).check(learned, attacked)  # what is missing is named before training
+            if source == "gallery":  # other halves, of the same rows
+                for seed, name in product(range(2, seeds + 1), names):
+                    halves = split_known(rows_of(side, 1, 1), known_half(halved, seed))
+                    kinds[name](seed=seed, **given[name]).check(*halves)
     store = FinishedRuns(resume)
     plan = [
         (source, side, seed, name)
@@ -217,22 +223,23 @@ def _combined(
     protected: Sequence[Mapping[str, Any]], clean: Sequence[Mapping[str, Any]] | None
 ) -> dict[str, dict[str, Any]]:
     figures = {}
-    for name in protected[0]:
-        runs = [run[name] for run in protected]
+    for name in dict.fromkeys(name for run in protected for name in run):
+        runs = [run[name] for run in protected if name in run]
         score = combine([run["score"] for run in runs], [run["standard_error"] for run in runs])
         floor = float(np.mean([run["floor"] for run in runs]))
         attacker = Counter(run["attacker"] for run in runs).most_common(1)[0][0]
         unprotected, clean_floor = None, None
-        if clean is not None and all(name in run for run in clean):
-            others = [run[name] for run in clean]
+        if others := [run[name] for run in clean or () if name in run]:
             unprotected = combine([run["score"] for run in others], [run["standard_error"] for run in others])
             clean_floor = float(np.mean([run["floor"] for run in others]))
         record = figure_record(score, floor, unprotected, attacker=attacker, clean_floor=clean_floor)
         record["others"] = _means([run["others"] for run in runs])
-        if clean is not None and unprotected is not None:
-            record["clean_others"] = _means([run[name]["others"] for run in clean])
+        if others:
+            record["clean_others"] = _means([run["others"] for run in others])
         if all(run.get("tpr") for run in runs):
-            record["roc"] = _roc(runs, None if unprotected is None or clean is None else [run[name] for run in clean])
+            record["roc"] = _roc(runs, others or None)
+        if len(runs) < len(protected):
+            record["runs"] = len(runs)  # the other seeds drew too few people for this figure
         figures[name] = record
     return figures
 
@@ -276,6 +283,14 @@ def _check_columns(side: str, train: LeakageSet, test: LeakageSet) -> None:
         raise ValueError(
             f"the {side} training rows have {columns[0]} columns, the rows to attack {columns[1]}: they are not of the "
             "same model, or not protected alike."
+        )
+
+
+def _check_people(side: str, rows: LeakageSet) -> None:
+    if len(people := np.unique(rows.people.pids)) < 2:
+        raise ValueError(
+            f"the {side} rows to attack are of {len(people)} person: figures have no error without a second one. Give "
+            "rows of at least 2 people."
         )
 
 

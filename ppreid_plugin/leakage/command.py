@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -93,27 +93,32 @@ def leakage_command(argv: Sequence[str]) -> Leakage:
     clean_train = (
         labeler(load_set(args.clean_train, (), args.images_root), "--clean-train") if args.clean_train else None
     )
-    clean = labeler(load_set(args.clean, background, args.images_root), "--clean") if args.clean else None
     learned: Rows = train
     attacked: Rows
     about: dict[str, Any] = {"protection": None}
+    clean: LeakageSet | None = None
+    shown: Collection[str] = ()  # names of the rows that a release is of
     if args.release:
-        attacked, learned, about = _of_release(args, train, labeler)
-        clean_train = train if clean is not None else None
+        attacked, learned, about, shown = _of_release(args, train, labeler)
+        background = attacked.background_pids
+        clean_train = train if args.clean else None
     elif args.mechanism:
         test = labeler(load_set(args.test, background, args.images_root), "--test")
         gallery = gallery_of(args, seed=1).fit(torch.from_numpy(train.features), train.pids)
         gallery.require_other_people(torch.from_numpy(test.features))
         attacked = _Drawn(test, gallery, 0)
         learned = _Drawn(train, gallery, _TRAIN_DRAWS)
-        clean, clean_train = (test if clean is None else clean), train
+        clean, clean_train = test, train
         about = {"protection": {**gallery.describe(), "written": str(args.mechanism)}}
     else:
         attacked = labeler(load_set(args.test, background, args.images_root), "--test")
-        if clean is not None and clean_train is not None and len(clean_train) == len(train):
+        if clean_train is not None and len(clean_train) == len(train):
             learned = _known_clean(train, clean_train)
-    _check_other_people(args)
-    attacks = args.attacks or _usual(train, attacked, args.learn_from)
+    if args.clean:
+        clean = labeler(load_set(args.clean, background, args.images_root), "--clean")
+        _require_people(clean, attacked)
+    _check_other_people(args, shown)
+    attacks = args.attacks or _usual(train, learned, attacked, args)
     options = reconstruction_options(args) if "reconstruction" in attacks else {}
     resume = Path(args.finished) if args.finished else out.with_name(out.name + ".finished.json")
     if args.fresh:
@@ -163,7 +168,7 @@ class _Drawn:
 
 def _of_release(
     args: argparse.Namespace, train: LeakageSet, labeler: Labeler
-) -> tuple[LeakageSet, Rows, dict[str, Any]]:
+) -> tuple[LeakageSet, Rows, dict[str, Any], Collection[str]]:
     release = load_release(args.release)
     manifest = release.manifest
     background = tuple({*args.background_pids, *manifest.get("background_pids", ())})
@@ -191,19 +196,40 @@ def _of_release(
             key: manifest.get(key) for key in ("release", "epsilon", "delta", "unit", "protocol", "mechanism")
         }
     }
-    return attacked, _Drawn(train, release, _TRAIN_DRAWS), about
+    shown = {*sources.values(), *(release.row_ids if manifest["protocol"] == "enrolled" else ())}
+    return attacked, _Drawn(train, release, _TRAIN_DRAWS), about, shown
 
 
-def _check_other_people(args: argparse.Namespace) -> None:
-    """Raise ValueError if the attackers would learn from rows that they attack, told by the names of the rows."""
+def _check_other_people(args: argparse.Namespace, released_names: Collection[str]) -> None:
+    """Raise ValueError if the attackers would learn from rows that they attack: told by names, or whole features."""
     files = {flag: getattr(args, flag) for flag in ("train", "clean_train", "test", "clean")}
-    names = {flag: _names(load_arrays(path, ["row_ids"])) for flag, path in files.items() if path}
-    for learned, attacked in product(("train", "clean_train"), ("test", "clean")):
-        if shared := names.get(learned, set()) & names.get(attacked, set()):
-            raise ValueError(
-                f"--{learned.replace('_', '-')} '{files[learned]}' holds {len(shared)} rows of --{attacked}, such as "
-                f"{min(shared)}: attackers learn from other people than they attack. Name features of other people."
+    held = {flag: load_arrays(path, ["row_ids", "features"]) for flag, path in files.items() if path}
+    names = {flag: _names(arrays) for flag, arrays in held.items()} | {"release": set(released_names)}
+    for learned, attacked in product(("train", "clean_train"), ("test", "clean", "release")):
+        shared = names.get(learned, set()) & names.get(attacked, set())
+        same = learned in held and attacked in held and _same_rows(held[learned], held[attacked])
+        if shared or same:
+            what = (
+                f"{len(shared)} rows of --{attacked}, such as {min(shared)}" if shared else f"the rows of --{attacked}"
             )
+            raise ValueError(
+                f"--{learned.replace('_', '-')} '{files[learned]}' holds {what}: attackers learn from other people "
+                "than they attack. Name features of other people."
+            )
+
+
+def _same_rows(some: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> bool:
+    return np.array_equal(some.get("features", ()), others.get("features", ()))
+
+
+def _require_people(clean: LeakageSet, attacked: LeakageSet | _Drawn) -> None:
+    """Raise ValueError if people are attacked who are not among the clean rows: figures would be of other people."""
+    rows = attacked if isinstance(attacked, LeakageSet) else attacked(1)
+    if len(missing := np.setdiff1d(rows.people.pids, clean.people.pids)):
+        raise ValueError(
+            f"--clean lacks {len(missing)} of the {len(np.unique(rows.people.pids))} people who are attacked, such as "
+            f"pid {missing[0]}: it must hold the same gallery unprotected."
+        )
 
 
 def _names(arrays: Mapping[str, np.ndarray]) -> set[str]:
@@ -222,15 +248,24 @@ def _known_clean(train: LeakageSet, clean_train: LeakageSet) -> LeakageSet:
     return dataclasses.replace(train, clean=clean_train.features)
 
 
-def _usual(train: LeakageSet, attacked: Rows, learn_from: Sequence[str]) -> list[str]:
+def _usual(train: LeakageSet, learned: Rows, attacked: Rows, args: argparse.Namespace) -> list[str]:
     names = [name for name in USUAL if name in ATTACKS]
-    if "train" not in learn_from:
+    rows, taught = (one if isinstance(one, LeakageSet) else one(1) for one in (attacked, learned))
+    if "train" not in args.learn_from:
         names = [name for name in names if ATTACKS.get(name).from_gallery]
         print("Membership is told by training people, so it is left out (--learn-from gallery).")
+    elif args.clean_train:
+        names.remove("membership")
+        print("How pictures reach protected rows of a file is not known, so membership is left out.")
+    else:
+        try:
+            ATTACKS.get("membership")(seed=1).check(taught, rows)
+        except ValueError as error:
+            names.remove("membership")
+            print(f"Membership is left out: {error}")
     if not train.attributes:
         print("No attributes are known, so that channel is left out (--attributes, --market-attributes).")
         names.remove("attributes")
-    rows = attacked if isinstance(attacked, LeakageSet) else attacked(1)
     if "reconstruction" in names and (train.images is None or rows.images is None):
         print("No images are known, so reconstruction is left out (--images-root, or an array images).")
         names.remove("reconstruction")

@@ -28,6 +28,8 @@ class LeakageSet:
             manifest; None: clean features.
         clean: (n, k), the same rows as they reach the noise, which whoever protects rows of his own knows; None: not
             known. Attackers may learn from it, never from that of the rows they are scored on.
+        queries: (n, any), the same rows as queries reach the matching, where these are changed as the gallery is; None:
+            they are matched as they are. Of use to whoever sends pictures of his own and asks what is near them.
         redraw: gives the features, (n, d), of the same rows with other noise, by its seed; None: there is no noise, or
             nobody can draw it again. For training rows, as ``clean``.
         images: of the rows; None: not known, or there are none (prototypes).
@@ -44,17 +46,21 @@ class LeakageSet:
     background_pids: tuple[int, ...] = (0,)
     protection: Any = None
     clean: npt.NDArray[np.float32] | None = None
+    queries: npt.NDArray[np.float32] | None = None
     redraw: Callable[[int], npt.NDArray[np.float32]] | None = None
     images: RowImages | None = None
 
     def __post_init__(self) -> None:
         rows, _ = to_rows(self.features)
         object.__setattr__(self, "features", rows.float().cpu().numpy())
-        if self.clean is not None:
-            clean, _ = to_rows(self.clean)
-            if len(clean) != len(rows):
-                raise ValueError(f"clean holds {len(clean)} rows, features {len(rows)}: they must be the same rows.")
-            object.__setattr__(self, "clean", clean.float().cpu().numpy())
+        for name in ("clean", "queries"):
+            if (given := getattr(self, name)) is not None:
+                others, _ = to_rows(given)
+                if len(others) != len(rows):
+                    raise ValueError(
+                        f"{name} holds {len(others)} rows, features {len(rows)}: they must be the same rows."
+                    )
+                object.__setattr__(self, name, others.float().cpu().numpy())
         labels = {"pids": self.pids, "camids": self.camids}
         labels |= {f"attributes[{name}]": values for name, values in self.attributes.items()}
         for name, values in labels.items():
@@ -91,6 +97,7 @@ class LeakageSet:
             attributes={name: values[places] for name, values in self.attributes.items()},
             row_ids=tuple(self.row_ids[place] for place in places.tolist()) if self.row_ids else (),
             clean=None if self.clean is None else self.clean[places],
+            queries=None if self.queries is None else self.queries[places],
             redraw=None if again is None else lambda seed: again(seed)[places],
             images=None if self.images is None else self.images.take(places),
         )
@@ -100,11 +107,12 @@ class LeakageSet:
         features: npt.ArrayLike,
         protection: Any = None,
         clean: npt.NDArray[np.float32] | None = None,
+        queries: npt.NDArray[np.float32] | None = None,
         redraw: Callable[[int], npt.NDArray[np.float32]] | None = None,
     ) -> LeakageSet:
         """Return the same rows with other features, (n, any)."""
         return dataclasses.replace(
-            self, features=np.asarray(features), protection=protection, clean=clean, redraw=redraw
+            self, features=np.asarray(features), protection=protection, clean=clean, queries=queries, redraw=redraw
         )
 
     def concepts(self, names: Iterable[str]) -> npt.NDArray[np.int64]:

@@ -68,6 +68,8 @@ def fingerprint(*sets: LeakageSet) -> str:
         }
         if rows.clean is not None:
             arrays["clean"] = rows.clean
+        if rows.queries is not None and rows.queries is not rows.features:
+            arrays["queries"] = rows.queries
         for name, array in sorted(arrays.items()):
             digest.update(f"{name} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
         if rows.images is not None:

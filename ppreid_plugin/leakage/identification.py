@@ -24,6 +24,7 @@ from .scores import macro_top1
 NEIGHBORS = (1, 5)
 SHRINKAGES = (0.1, 0.5)  # share of the mean variance in the within-person covariance
 TUNING_PEOPLE = 300  # more make the choice slow, not better
+_FEWEST_PEOPLE = 4  # to choose on
 _CHUNK = 2048
 
 _Answer = Callable[[Matrix, Labels, Matrix, int], Labels]  # rows with names, names, rows to name, seed
@@ -52,19 +53,23 @@ class IdentificationAttack(Attack):
         self.chosen = ""
         self._answer: _Answer | None = None
 
+    def check(self, train: LeakageSet, test: LeakageSet) -> None:
+        """Check that there are people to learn from and to name.
+
+        Raises:
+            ValueError: fewer than four training people, or two test people, were seen by two cameras.
+        """
+        _taught(train)
+        self._people(test)
+
     def fit(self, train: LeakageSet) -> Self:
         """Choose the model on training people.
 
         Raises:
             ValueError: fewer than four of them were seen by two cameras.
         """
-        people = _seen_twice(train, "training rows")
+        people = _taught(train)
         pids = np.random.default_rng(self.seed).permutation(np.unique(people.pids))
-        if len(pids) < 4:
-            raise ValueError(
-                f"{len(pids)} training people were seen by two cameras, fewer than the 4 that a choice of models "
-                "needs. Give rows of more people, or leave identification out of --attacks."
-            )
         half = len(pids) // 2
         learned = people.take(np.isin(people.pids, pids[:half]))
         played = people.take(np.isin(people.pids, pids[half : half + TUNING_PEOPLE]))
@@ -111,6 +116,16 @@ class IdentificationAttack(Attack):
                 "named from another of his). Leave identification out of --attacks."
             )
         return people
+
+
+def _taught(train: LeakageSet) -> LeakageSet:
+    people = _seen_twice(train, "training rows")
+    if (number := len(np.unique(people.pids))) < _FEWEST_PEOPLE:
+        raise ValueError(
+            f"{number} training people were seen by two cameras, fewer than the {_FEWEST_PEOPLE} that a choice of "
+            "models needs. Give rows of more people, or leave identification out of --attacks."
+        )
+    return people
 
 
 def halves(people: LeakageSet, seed: int) -> npt.NDArray[np.bool_]:
@@ -215,6 +230,7 @@ def _unit(rows: Matrix) -> Matrix:
 
 def _seen_twice(rows: LeakageSet, what: str) -> LeakageSet:
     people = rows.people
+    people = people.take(people.camids >= 0) if (people.camids >= 0).any() else people
     if len(np.unique(people.camids)) < 2:
         raise ValueError(
             f"the {what} are of one camera: nobody can be named in another one. Give camids of two cameras or more, or "

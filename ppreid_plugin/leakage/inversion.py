@@ -101,11 +101,13 @@ def fit_inversion(train: LeakageSet, *, steps: int = STEPS, seed: int = 0) -> In
         decoder = InversionDecoder(linear).to(device)
     if known is not None and held.clean is not None:
         # the regression of protected rows shrinks as their noise asks for; the network learns what it can beside it
-        clean = torch.from_numpy(held.clean).to(device), wanted
-        fit_decoder(decoder, lambda _: known, pixels, clean, steps=steps, seed=seed)
-        candidates.append((held_out_ssim(decoder, held_out), "decoder, clean rows", copy.deepcopy(decoder)))
+        clean, taught = (torch.from_numpy(held.clean).to(device), wanted), copy.deepcopy(decoder)
+        fit_decoder(taught, lambda _: known, pixels, clean, steps=steps, seed=seed)
+        candidates.append((held_out_ssim(taught, held_out), "decoder, clean rows", copy.deepcopy(taught)))
+        reached = fit_decoder(taught, noised, pixels, held_out, steps=steps, seed=seed)
+        candidates.append((reached, "decoder, clean rows first", taught))
     reached = fit_decoder(decoder, noised, pixels, held_out, steps=steps, seed=seed)
-    candidates.append((reached, "decoder" if known is None else "decoder, clean rows first", decoder))
+    candidates.append((reached, "decoder", decoder))
     best, name, model = max(candidates, key=lambda one: one[0])
     return Inversion(name, best, mean.cpu(), constant.cpu(), model)
 

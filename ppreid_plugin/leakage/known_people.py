@@ -47,7 +47,7 @@ def split_known(rows: LeakageSet, known: Pids) -> tuple[LeakageSet, LeakageSet]:
 def stronger(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the figure of the attacker who found more, by whom he learned from; the other is its ``weaker``.
 
-    The larger leakage counts; where that is not available, the larger distance from the floor.
+    The larger leakage counts, of those that are available; where none is, the larger distance from the floor.
 
     Args:
         figures: records of `figure_record` by whom the attackers learned from, one or two.
@@ -58,8 +58,10 @@ def stronger(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         >>> found["learn_from"], found["leakage"], found["weaker"]["leakage"]
         ('gallery', 0.4, 0.2)
     """
-    known = all(one["leakage"] is not None for one in figures.values())
-    strength = {name: one["leakage"] if known else one["score"] - one["floor"] for name, one in figures.items()}
+    strength = {
+        name: (one["leakage"] is not None, one["score"] - one["floor"] if one["leakage"] is None else one["leakage"])
+        for name, one in figures.items()
+    }
     ordered = sorted(figures, key=lambda name: strength[name], reverse=True)
     found = {**figures[ordered[0]], "learn_from": ordered[0]}
     return found if len(ordered) == 1 else {**found, "weaker": {**figures[ordered[1]], "learn_from": ordered[1]}}

@@ -129,9 +129,9 @@ class LinkageAttack(Attack):
         """Check that there are people to link.
 
         Raises:
-            ValueError: fewer than two people with two cameras.
+            ValueError: fewer than two people with two cameras, or none of them share one.
         """
-        self._halves(test)
+        draw_pairs(*self._halves(test), seed=self.seed, count=self.pairs)
 
     def fit(self, train: LeakageSet) -> Self:
         """Learn the score on training people."""
@@ -182,6 +182,7 @@ def camera_halves(rows: LeakageSet, *, seed: int = 0) -> tuple[LeakageSet, Leaka
     order = np.argsort(rows.pids, kind="stable")
     _, starts = np.unique(rows.pids[order], return_index=True)
     for his in np.split(order, starts[1:]):
+        his = his[rows.camids[his] >= 0]  # an unknown camera is none
         cameras = rng.permutation(np.unique(rows.camids[his]))
         if len(cameras) > 1:
             flip = int(rng.integers(2))  # an odd camera goes to either half

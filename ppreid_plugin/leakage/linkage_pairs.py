@@ -15,6 +15,10 @@ PAIRS = 50_000  # of each kind
 _ATTEMPTS = 20
 
 
+class NoPairsError(ValueError):
+    """Two sets of which no pairs can be drawn."""
+
+
 @dataclass(frozen=True, eq=False)
 class Pairs:
     """Pairs of a row of the first and a row of the second release.
@@ -48,7 +52,7 @@ def draw_pairs(
         across_cameras: whether the rows of a pair are of different cameras only.
 
     Raises:
-        ValueError: fewer than two people with a pair, or no two of them share a camera.
+        NoPairsError: fewer than two people with a pair, or no two of them share a camera.
     """
     rng = np.random.default_rng(seed)
     sides = [_rows_of_people(release) for release in (first, second)]
@@ -66,14 +70,14 @@ def draw_pairs(
             chosen.append(np.stack([one[drawn[:, 0]], two[drawn[:, 1]]], axis=1))
     if len(chosen) < 2:
         where = " from different cameras" if across_cameras else ""
-        raise ValueError(
+        raise NoPairsError(
             f"{len(chosen)} people have a row in both sets{where}, linkage needs at least 2: {len(sides[0])} people in "
             f"the first, {len(sides[1])} in the second, {len(common)} in both. Give releases of the same people."
         )
     mated = np.concatenate(chosen)
     others = _exchanged(mated, first, second, rng)
     if not len(others):
-        raise ValueError(
+        raise NoPairsError(
             "linkage compares people within a camera, and every camera of the second set (--test, or the release) has "
             "one person only. Give a gallery with more people a camera, or leave linkage out of --attacks."
         )

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from ..dp.transforms import build_transform
 from .data import LeakageSet
 from .linkage_figures import auc
-from .linkage_pairs import Pairs, draw_pairs
+from .linkage_pairs import NoPairsError, Pairs, draw_pairs
 
 Rows = npt.NDArray[np.floating]
 Floats = npt.NDArray[np.float64]
@@ -30,7 +30,8 @@ class PairScore:
 
     The scores: cosine; cosine after the training mean is taken off; cosine after LDA; logistic regression on absolute
     difference, product and cosine after LDA. LDA learns from three fifths of the people, logistic regression from one
-    fifth, and the last fifth chooses. Fewer than 12 training people teach nothing: then it is the cosine.
+    fifth, and the last fifth chooses. Fewer than 12 training people teach nothing, nor do fifths of which no pairs can
+    be drawn, since few people share a camera: then it is the cosine.
 
     Args:
         seed: of the choice of people and pairs.
@@ -51,12 +52,17 @@ class PairScore:
 
         Both are of one feature space and may hold the same rows.
         """
+        self.chosen, self._projection, self._model = "cosine", np.asarray, None
         first, second = first.people, second.people
         people = np.intersect1d(first.pids, second.pids)
         if len(people) < _FEWEST_PEOPLE:
             return self
         np.random.default_rng(self.seed).shuffle(people)
         learn, fit, choose = np.split(people, [3 * len(people) // 5, 4 * len(people) // 5])
+        try:
+            taught, held_out = (self._pairs(first, second, some, across_cameras) for some in (fit, choose))
+        except NoPairsError:
+            return self
         projections: dict[str, Projection] = {"cosine": np.asarray}
         rows = np.concatenate([side.features[np.isin(side.pids, learn)] for side in (first, second)])
         pids = np.concatenate([side.pids[np.isin(side.pids, learn)] for side in (first, second)])
@@ -69,12 +75,11 @@ class PairScore:
                 lda = whole if components == axes else fewer.fit(rows, pids)
                 projections[f"lda{components}_{shrinkage:g}"] = lda.transform
 
-        held_out = self._pairs(first, second, choose, across_cameras)
         reached = {name: self._reached(projection, *held_out) for name, projection in projections.items()}
         best = max(reached, key=lambda name: reached[name])
         narrow = max((name for name in reached if name.startswith("lda")), key=lambda name: reached[name])
         self.chosen, self._projection = "logistic", projections[narrow]
-        self._learn_logistic(self._pairs(first, second, fit, across_cameras))
+        self._learn_logistic(taught)
         if self._reached(self._projection, *held_out) <= reached[best]:
             self.chosen, self._projection, self._model = best, projections[best], None
         return self

@@ -30,7 +30,8 @@ Floats = npt.NDArray[np.float64]
 
 CANDIDATES = 4000  # clean rows that are asked about, of each kind
 ROWS_A_PERSON = 4
-_FEWEST_PEOPLE = 4
+_FEWEST_PEOPLE = 4  # of the gallery games
+_FEWEST_TAUGHT = 2  # of either side of the training game, and one more is asked about
 
 
 def gallery_membership(
@@ -69,10 +70,10 @@ def gallery_membership(
 class MembershipAttack(Attack):
     """Plays the three games on training people and the gallery's.
 
-    The gallery games need the clean rows of the test people (``test.clean``; features without protection are their
-    own), and are left out where they are not there. Half of the test people are the gallery, the other half are
-    outside: both are people whom no training saw, so nothing but the release tells them apart. Cosine or likelihood is
-    chosen by the same game on training people.
+    The gallery games ask about pictures as they reach the matching: ``test.queries`` where a defense changes them, else
+    ``test.clean``; features without protection are their own. Without these they are left out. Half of the test people
+    are the gallery, the other half are outside: both are people whom no training saw, so nothing but the release tells
+    them apart. Cosine or likelihood is chosen by the same game on training people.
 
     The training game scores people by norm, tightness and a logistic regression of their mean row, all from 4 rows
     each. The attacker knows the answer for half of the people: they teach the regression and choose score and sign.
@@ -88,6 +89,22 @@ class MembershipAttack(Attack):
         super().__init__(seed=seed)
         self._train: LeakageSet | None = None
         self._chosen: dict[str, str] = {}
+
+    def check(self, train: LeakageSet, test: LeakageSet) -> None:
+        """Check that one of the games can be played.
+
+        Raises:
+            ValueError: too few people, or rows of each, for any.
+        """
+        people = test.people
+        sides = [_often_seen(side) for side in (train.people, people)]
+        if (_sent(people) is None or len(np.unique(people.pids)) < _FEWEST_PEOPLE) and min(sides) <= _FEWEST_TAUGHT:
+            raise ValueError(
+                f"membership can play none of its games. Those of the gallery need {_FEWEST_PEOPLE} test people whose "
+                "rows are known as they reach the matching (a --mechanism, or features that nothing protects); that of "
+                f"training {_FEWEST_TAUGHT + 1} people with {ROWS_A_PERSON} rows among the training rows, and as many "
+                f"to attack; there are {sides[0]} and {sides[1]}. Give more, or leave membership out of --attacks."
+            )
 
     def fit(self, train: LeakageSet) -> Self:
         """Keep the training people, and choose the gallery games' scores on them."""
@@ -116,10 +133,7 @@ class MembershipAttack(Attack):
         if training is not None:
             result["training"] = training
         if not result:
-            raise ValueError(
-                f"{len(np.unique(test.people.pids))} test people: membership needs {_FEWEST_PEOPLE} at least, with "
-                f"their clean rows or with {ROWS_A_PERSON} rows each. Give more people."
-            )
+            self.check(self._train, test)
         return result
 
     def floor(self, test: LeakageSet) -> dict[str, float]:
@@ -132,14 +146,15 @@ class MembershipAttack(Attack):
 
     def _gallery_games(self, rows: LeakageSet) -> dict[str, dict[str, Figure]]:
         """Return the figures of both games by score, with half of the people released."""
-        clean = rows.features if rows.protection is None and rows.clean is None else rows.clean
-        people = np.unique(rows.pids)
-        if clean is None or len(people) < _FEWEST_PEOPLE:
+        sent, people = _sent(rows), np.unique(rows.pids)
+        if sent is None or len(people) < _FEWEST_PEOPLE:
             return {}
         rng = np.random.default_rng([self.seed, 2])
         inside = np.isin(rows.pids, rng.permutation(people)[: len(people) // 2])
         held_back = rng.random(len(rows)) < 0.5  # other images of the gallery's people
-        released, bare = rows.take(inside & ~held_back), rows.with_features(clean)
+        if held_back[inside].all():
+            held_back[np.flatnonzero(inside)[0]] = False  # something is released
+        released, bare = rows.take(inside & ~held_back), rows.with_features(sent)
         there = np.isin(rows.pids, released.pids)  # a person may have all of his rows held back
         asked = {"gallery_image": inside & ~held_back, "gallery_person": inside & held_back & there}
         train_clean = None if self._train is None else self._train.clean
@@ -155,9 +170,9 @@ class MembershipAttack(Attack):
         sides = [person_figures(side, per_person=ROWS_A_PERSON, seed=self.seed) for side in (train, test)]
         pids = np.arange(sum(len(people) for people, _ in sides))  # a pid of both sets is two people
         member = pids < len(sides[0][0])
-        learn = np.random.default_rng([self.seed, 3]).random(len(pids)) < 0.5
-        if min((member & learn).sum(), (~member & learn).sum()) < 2 or member[~learn].all() or not member[~learn].any():
+        if min(np.count_nonzero(member), np.count_nonzero(~member)) <= _FEWEST_TAUGHT:
             return None
+        learn = _taught_half(member, np.random.default_rng([self.seed, 3]))
         scores = {name: np.concatenate([figures[name] for _, figures in sides]) for name in ("norm", "tightness")}
         means = np.concatenate([figures["mean"] for _, figures in sides])
         scores["logistic"] = _logistic(means, member, learn)
@@ -170,6 +185,29 @@ class MembershipAttack(Attack):
         figure = _figure(signed[chosen][~learn], member[~learn], pids[~learn], chosen, self.seed)
         others = {**figure.others, **reached, "people_differ": 1.0}
         return Figure(figure.score, figure.standard_error, chosen, others, figure.tpr)
+
+
+def _sent(rows: LeakageSet) -> npt.NDArray[np.float32] | None:
+    """Return the rows as they reach the matching when somebody sends their pictures, (n, d); None: not known."""
+    sent = rows.queries if rows.queries is not None else rows.clean
+    if sent is None:
+        return rows.features if rows.protection is None else None
+    return sent if sent.shape[1] == rows.features.shape[1] else None
+
+
+def _often_seen(rows: LeakageSet) -> int:
+    """Return how many people have as many rows as the training game takes of each."""
+    return int(np.count_nonzero(np.unique(rows.pids, return_counts=True)[1] >= ROWS_A_PERSON))
+
+
+def _taught_half(member: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """Return about half of the people, at least two of either side, and not all of one."""
+    learn = rng.random(len(member)) < 0.5
+    for side in (member, ~member):
+        places = np.flatnonzero(side)
+        if not _FEWEST_TAUGHT <= np.count_nonzero(learn[places]) < len(places):
+            learn[places] = rng.permutation(len(places)) < max(_FEWEST_TAUGHT, len(places) // 2)
+    return learn
 
 
 def _logistic(rows: Floats, member: npt.NDArray[np.bool_], learn: npt.NDArray[np.bool_]) -> Floats:

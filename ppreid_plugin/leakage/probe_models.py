@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,6 +192,16 @@ def fit_mlp(rows: Matrix, targets: Targets, *, held_out: tuple[Matrix, Targets],
     return path
 
 
+class _OneClass:
+    """Stands for trees where fewer than two classes are known: the one there is, if any, is always the answer."""
+
+    def __init__(self, classes: Labels) -> None:
+        self.classes_ = classes
+
+    def staged_predict_proba(self, rows: Matrix) -> Iterator[Matrix]:
+        yield from itertools.repeat(np.ones((len(rows), len(self.classes_)), dtype=np.float32), TREE_STAGES[-1])
+
+
 class _TreesPath(Path):
     def __init__(self, models: list[Any], sizes: tuple[int, ...], basis: Matrix, edges: Matrix) -> None:
         self.models, self.sizes, self.basis, self.edges = models, sizes, basis, edges
@@ -229,13 +240,17 @@ def fit_trees(rows: Matrix, targets: Targets, *, features: int, seed: int = 0) -
     if features > TREE_COLUMNS:
         covariance = rows[:, :features].T @ rows[:, :features]
         basis = np.linalg.eigh(covariance)[1][:, -TREE_COLUMNS:].astype(np.float32)
-    columns, rng, models = _tree_columns(rows, basis), np.random.default_rng(seed), []
+    columns, rng = _tree_columns(rows, basis), np.random.default_rng(seed)
+    models: list[Any] = []
     # binned here, once for all sets: the library would find weighted quantiles for each, which takes longer than to fit
     edges = np.quantile(columns, np.linspace(0, 1, TREE_BINS + 1)[1:-1], axis=0).astype(np.float32)
     columns = _binned(columns, edges)
     for labels in targets.labels:
         known = np.flatnonzero(labels >= 0)
         known = rng.permutation(known)[:TREE_ROWS]
+        if len(classes := np.unique(labels[known])) < 2:
+            models.append(_OneClass(classes))
+            continue
         model = HistGradientBoostingClassifier(
             max_iter=TREE_STAGES[-1],
             max_leaf_nodes=15,

@@ -115,7 +115,9 @@ def fit_probes(
         ValueError: an unknown family, folds out of range, fewer people than folds, a set with fewer than two classes.
     """
     groups = np.asarray(groups)
-    _check(labels, groups, families, folds)
+    if unknown := [name for name in families if name not in FAMILIES]:
+        raise ValueError(f"families has {unknown[0]!r}; allowed: {', '.join(FAMILIES)}.")
+    check_labels(labels, groups, folds)
     classes = {name: np.unique(values[values >= 0]) for name, values in labels.items()}
     places = tuple(np.where(values >= 0, np.searchsorted(classes[name], values), -1) for name, values in labels.items())
     targets = Targets(places, tuple(len(one) for one in classes.values()))
@@ -198,9 +200,12 @@ def _folds(groups: Labels, folds: int, seed: int) -> Labels:
     return part[person]
 
 
-def _check(labels: Mapping[str, Labels], groups: Labels, families: Sequence[str], folds: int) -> None:
-    if unknown := [name for name in families if name not in FAMILIES]:
-        raise ValueError(f"families has {unknown[0]!r}; allowed: {', '.join(FAMILIES)}.")
+def check_labels(labels: Mapping[str, Labels], groups: Labels, folds: int = FOLDS) -> None:
+    """Check that probes can be fitted, as `fit_probes` does.
+
+    Raises:
+        ValueError: folds out of range, fewer people than folds, a set with fewer than two classes.
+    """
     require_whole("folds", folds, least=2)
     people = len(np.unique(groups))
     if people < folds:

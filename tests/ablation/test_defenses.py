@@ -12,7 +12,7 @@ from ppreid_plugin.ablation.gallery_defenses import DPDefense
 from ppreid_plugin.ablation.measuring import retrieval_figures
 from ppreid_plugin.dp.gallery import DPGallery
 from ppreid_plugin.evaluation import Extracted
-from ppreid_plugin.leakage import LeakageSet
+from ppreid_plugin.leakage import LeakageSet, MembershipAttack
 from ppreid_plugin.retrieval import evaluate
 
 
@@ -253,3 +253,16 @@ def test_a_defense_of_ones_own_is_one_class():
         assert not build_defense("zero").protect(rows(), 0).features.any()
     finally:
         del DEFENSES._entries["zero"]
+
+
+@pytest.mark.parametrize("text", ["permute", "projection:dims=8", "quantize:bits=1"])
+def test_rows_of_a_defense_are_asked_for_as_queries_reach_them(text):
+    """A permutation hides nobody from who may have his own picture matched."""
+    train, test = rows(seed=1), rows(seed=2)
+    fitted = build_defense(text).fit(train)
+    made = fitted.protect(test, 1)
+    np.testing.assert_array_equal(made.queries, made.features)
+    query, _ = fitted.matched(extracted(test), extracted(test), 1)
+    np.testing.assert_allclose(made.queries, query.features.numpy(), atol=1e-6)
+    figures = MembershipAttack().fit(fitted.protect(train, 1)).attack(made)
+    assert figures["gallery_image"].score > 0.9

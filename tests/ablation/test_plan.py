@@ -1,5 +1,6 @@
 """Plans: what is wrong is named before anything runs; keys change with what they stand for and with nothing else."""
 
+import numpy as np
 import pytest
 import yaml
 from ablation_cases import OPTIONS as OPTIONS_OF_ALL
@@ -7,10 +8,12 @@ from ablation_cases import ROWS, preset
 from yacs.config import CfgNode
 
 from ppreid_plugin.ablation import Measures, Row, load_plan
+from ppreid_plugin.ablation.command import ablation_command
 from ppreid_plugin.ablation.keys import features_key, measured_key, training_key
 from ppreid_plugin.ablation.plan import WITHOUT_EFFECT
 from ppreid_plugin.ablation.runner import Runner
 from ppreid_plugin.config import ConfigError, get_default_config, get_option
+from ppreid_plugin.leakage.erasure import Leace
 from ppreid_plugin.options import OPTIONS
 from ppreid_plugin.suppression import ADVERSARIES, AttributesAdversary
 
@@ -290,3 +293,57 @@ def test_the_shipped_plan_of_weights_looks_at_people_held_out_only(tmp_path):
     trained = [one for one in work if one.row.config is not None]
     assert len({one.training for one in trained}) == len(trained)  # no two rows are the same training
     assert {one.cfg.privacy.validation.ids_fraction for one in work} == {0.4}
+
+
+def test_files_that_a_gallery_or_a_defense_names_count_by_content(write_plan, tmp_path):
+    file = tmp_path / "t.safetensors"
+    written = {
+        "gallery": {"options": {"privacy.gallery.enabled": True, "privacy.gallery.transform": f"leace:{file}"}},
+        "argument": {
+            "options": {"privacy.gallery.enabled": True, "privacy.gallery.kwargs": {"codebook": str(file), "size": 2}}
+        },
+        "defense": {"defense": f"dp:epsilon=8,transform=leace:{file}"},
+        "other": {"defense": "dp:epsilon=8,transform=center"},
+    }
+    rows = [ROWS[0], *({"name": name, "of": "baseline", **row} for name, row in written.items())]
+
+    def keys():
+        plan = load_plan(write_plan(rows))
+        reference = plan.config(plan.rows[0], 1)
+        return {row.name: measured_key(plan.config(row, 1), reference, row.defense, plan.measures) for row in plan.rows}
+
+    drawn = np.random.default_rng(0)
+    rows_to_erase, bits = drawn.normal(size=(40, 8)), drawn.integers(0, 2, (40, 2))
+    Leace().fit_concepts(rows_to_erase, bits[:, :1]).save(file)
+    one = keys()
+    assert keys() == one
+    Leace().fit_concepts(rows_to_erase, bits[:, 1:]).save(file)
+    assert {name for name, key in keys().items() if key != one[name]} == {"gallery", "argument", "defense"}
+
+
+def test_figures_with_and_without_the_cost_of_a_step_are_not_one():
+    cfg = get_default_config()
+    cfg.privacy.gallery.enabled = True
+    for defense, same in (("", False), ("leace", True)):
+        keys = {measured_key(cfg, cfg, defense, Measures(), has_step=has_step) for has_step in (True, False)}
+        assert (len(keys) == 1) == same
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"name": "b", "config": preset("two_stage")}], "'b' is the reference, and privacy.gallery.enabled is True"),
+        (
+            [ROWS[0], {"name": "d", "of": "baseline", "defense": "dp:epsilon=8",
+                       "options": {"privacy.gallery.epsilon": 4.0}}],
+            "row 'd' has a defense, and privacy.gallery.epsilon, which would do nothing",
+        ),
+        (
+            [ROWS[0], {"name": "r", "of": "baseline", "options": {"privacy.gallery.release": "museum"}}],
+            "has privacy.gallery.release, which changes nothing in an ablation: a row draws its own gallery",
+        ),
+    ],
+)  # fmt: skip
+def test_rows_that_would_not_be_what_they_say_are_refused(write_plan, flags, rows, message):
+    with pytest.raises(ConfigError, match=message):
+        ablation_command([*flags(write_plan(rows)), "--list"])

@@ -20,6 +20,7 @@ from ppreid_plugin.ablation.command import ablation_command
 from ppreid_plugin.ablation.deid_probe import DeIDProbe
 from ppreid_plugin.config import ConfigError, disable_privacy
 from ppreid_plugin.data.validation import VALIDATION
+from ppreid_plugin.dp.feature_files import model_fingerprint
 from ppreid_plugin.leakage import Leakage
 from ppreid_plugin.toolbox import engine as engines
 
@@ -495,3 +496,30 @@ def test_list_and_dry_run_write_nothing_and_say_how_far_rows_are(write_plan, fla
     assert states["baseline"] == "measured"
     assert states["coarse"] == "trained"
     assert states["one_stage"] == "-"
+
+
+def test_what_was_made_with_other_weights_is_made_again(write_plan, flags, work_of, tmp_path, monkeypatch):
+    """A training that was deleted and run again has other weights on a GPU, and everywhere with another version."""
+    plan = write_plan([ROWS[0], MORE[3]], measures=QUICK)
+    first = ablation_command(flags(plan))
+    work = work_of(plan)["baseline"]
+    record = training.trained_record(work.training)
+    weights = work.training / record["weights"]
+    stored = torch.load(weights, weights_only=False)
+    stored["state_dict"] = {
+        name: -value if name.endswith("fc.0.weight") else value for name, value in stored["state_dict"].items()
+    }
+    torch.save(stored, weights)
+    record["fingerprint"] = model_fingerprint(str(weights))
+    (work.training / training.TRAINED).write_text(json.dumps(record))
+    assert {one.state() for one in work_of(plan).values()} == {"trained"}
+    again = ablation_command(flags(plan))
+    for name in ("baseline", "coarse"):
+        assert again["records"][name][0]["weights"] == {name: record["fingerprint"] for name in ("row", "reference")}
+        assert again["records"][name][0]["retrieval"] != first["records"][name][0]["retrieval"]
+    with np.load(work.features / "gallery.npz") as arrays:
+        assert str(arrays["model"]) == record["fingerprint"]
+    monkeypatch.setattr(build, "build_engine", lambda cfg: pytest.fail("nothing is extracted again"))
+    assert ablation_command(flags(plan))["rows"] == again["rows"]
+    weights.unlink()  # figures outlive the weights that they are of
+    assert {one.state() for one in work_of(plan).values()} == {"measured"}

@@ -161,7 +161,7 @@ def test_a_file_that_is_no_resume_file_is_refused(counted, tmp_path):
         ({"test": identities(4, dim=5)}, "training rows have 3 columns, the rows to attack 5"),
         ({"attacks": ["camera"]}, "of one camera"),
         (
-            {"attacks": ["attributes"], "test": planted("gaussian", 4, dim=3).take(np.arange(10))},
+            {"attacks": ["attributes"], "test": (one := planted("gaussian", 4, dim=3)).take(one.attributes["a"] == 0)},
             "'a' has fewer than two",
         ),
         ({"attacks": ["identification"]}, "of one camera"),
@@ -274,3 +274,44 @@ def test_roc_curves_are_means_over_the_seeds_beside_those_of_clean_features():
     assert figure["roc"]["fpr"][-1] == figure["roc"]["tpr"][-1] == 1.0
     alone = measure_leakage(train, test, attacks=["linkage"], seeds=1).channels["linkage"]
     assert alone["roc"]["clean_tpr"] is None
+
+
+class Sometimes(Counted):
+    """Has a figure in some seeds only, as a game that needs more people than a seed draws."""
+
+    channel = "sometimes"
+
+    def attack(self, test):
+        found = super().attack(test)
+        return found if self.seed != 1 else {"x": found["x"]}
+
+
+def test_a_figure_that_some_seeds_lack_is_that_of_the_others(counted, monkeypatch):
+    monkeypatch.setitem(ATTACKS._entries, "sometimes", Sometimes)
+    sets = constant(0.0), constant(0.4), constant(0.6), constant(0.0)
+    figures = measure_leakage(*sets, attacks=["sometimes"], seeds=3).channels["sometimes"]
+    assert figures["x"]["score"] == pytest.approx(0.402)
+    assert "runs" not in figures["x"]
+    assert figures["y"]["score"] == pytest.approx(0.5025)  # of seeds 2 and 3
+    assert figures["y"]["clean"] == pytest.approx(0.7025)
+    assert figures["y"]["runs"] == 2
+
+
+def test_one_person_is_too_few_for_an_error(counted):
+    rows = identities(4, rows_each=2)
+    with pytest.raises(ValueError, match="the protected rows to attack are of 1 person: figures have no error"):
+        measure_leakage(rows, rows.take(rows.pids == 1), attacks=["counted"])
+
+
+def test_identification_is_checked_before_anything_is_trained(counted):
+    few = identities(3)
+    with pytest.raises(ValueError, match="3 training people were seen by two cameras, fewer than the 4"):
+        measure_leakage(few, identities(9, seed=2), attacks=["counted", "identification"])
+    assert not Counted.runs
+
+
+def test_an_unknown_camera_is_none_in_identification():
+    rows = identities(9)
+    unknown = dataclasses.replace(rows, camids=np.where(rows.camids == 1, -1, 0))
+    with pytest.raises(ValueError, match="are of one camera"):
+        IdentificationAttack().check(rows, unknown)

@@ -1,5 +1,7 @@
 """Attackers who know half of the gallery's people: who is known, what they find that others do not, what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -65,11 +67,13 @@ def test_the_stronger_is_found_for_each_figure_alone_and_without_clean_features_
     assert found["score"] - found["floor"] > found["weaker"]["score"] - found["weaker"]["floor"]
 
 
-def test_where_one_leakage_is_not_available_the_distance_from_the_floor_counts():
+def test_a_leakage_that_is_available_is_never_dropped_and_without_any_the_distance_from_the_floor_counts():
     known, unknown = {"score": 0.9, "floor": 0.8, "leakage": 0.5}, {"score": 0.7, "floor": 0.5, "leakage": None}
-    for train, gallery, by in ((known, unknown, "gallery"), (unknown, known, "train")):
+    for train, gallery, by in ((known, unknown, "train"), (unknown, known, "gallery")):
         found = stronger({"train": train, "gallery": gallery})
-        assert (found["learn_from"], found["leakage"]) == (by, None)
+        assert (found["learn_from"], found["leakage"], found["weaker"]["leakage"]) == (by, 0.5, None)
+    less = {"score": 0.9, "floor": 0.8, "leakage": None}
+    assert stronger({"train": less, "gallery": unknown})["learn_from"] == "gallery"
 
 
 class Names(Attack):
@@ -126,3 +130,21 @@ def test_other_words_are_refused(value):
 def test_one_person_has_no_halves():
     with pytest.raises(ValueError, match="the gallery holds 1 person, so there are no two halves"):
         measure_leakage(identities(4), identities(1), attacks=["identification"], learn_from=["gallery"])
+
+
+def test_every_half_that_will_be_drawn_is_checked_before_anything_is_trained():
+    """Two people of 20 carry a label: some seed knows both of them, and then the others have one class."""
+    train, test = planted("gaussian", 30, first_pid=1001), planted("gaussian", 20, seed=1)
+    rare = dataclasses.replace(test, attributes={"a": np.isin(test.pids, [3, 4]).astype(np.int64)})
+    started = []
+
+    class Starts(Names):
+        def fit(self, train):
+            started.append(self.seed)
+            return super().fit(train)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ATTACKS._entries, "names", Starts)
+        with pytest.raises(ValueError, match="attribute 'a' has fewer than two classes"):
+            measure_leakage(train, rare, learn_from=["gallery"], attacks=["names", "attributes"], seeds=12)
+    assert not started

@@ -385,3 +385,70 @@ def test_numbers_are_no_names_that_two_files_could_share(files, tmp_path, capsys
         np.savez(paths[-1], **numbered)
     argv = ["--train", paths[0], "--test", paths[1], "--out", tmp_path / "leakage.json", "--seeds", 1]
     assert run(capsys, *argv, "--attacks", "identification")[0] == 0
+
+
+def test_a_released_gallery_and_the_same_file_twice_are_no_training_rows(files, tmp_path, capsys):
+    folder, truth = released_folder(tmp_path)
+    argv = ["--attacks", "linkage", "--seeds", 1, "--out", tmp_path / "leakage.json"]
+    names = np.array([f"t{place}" for place in range(len(TEST))])  # as the gallery that was released calls its rows
+    own = write(tmp_path / "own.npz", TEST, row_ids=names)
+    code, _, err = run(capsys, "--train", own, "--release", folder, "--truth", truth, *argv)
+    assert (code, "--train" in err) == (2, True)
+    assert "holds 120 rows of --release, such as t0: attackers learn from other people" in err
+    unnamed = write(tmp_path / "unnamed.npz", TEST, row_ids=None)
+    code, _, err = run(capsys, "--train", unnamed, "--test", unnamed, *argv)
+    assert code == 2
+    assert "holds the rows of --test: attackers learn from other people" in err
+    code, _, err = run(capsys, "--train", unnamed, "--release", folder, "--truth", truth, "--clean", unnamed, *argv)
+    assert (code, "holds the rows of --clean" in err) == (2, True)
+    assert not (tmp_path / "leakage.json").exists()
+
+
+def test_clean_rows_are_of_the_people_who_are_attacked(files, tmp_path, capsys):
+    folder, truth = released_folder(tmp_path)
+    others = write(tmp_path / "others.npz", identities(20, seed=5, first_pid=400))
+    argv = ["--train", files["train"], "--release", folder, "--truth", truth, "--clean", others]
+    code, _, err = run(capsys, *argv, "--attacks", "linkage", "--out", tmp_path / "leakage.json")
+    assert code == 2
+    assert "--clean lacks 20 of the 20 people who are attacked, such as pid 1: it must hold the same gallery" in err
+
+
+def test_background_of_a_release_is_background_on_the_clean_side_too(files, tmp_path, capsys, monkeypatch):
+    rows = GalleryRows(TEST.features, [f"t{place}" for place in range(len(TEST))], TEST.pids, TEST.camids)
+    release_gallery(
+        rows, tmp_path / "release", ledger=Ledger(tmp_path / "l", "m", epsilon=1000.0, delta=1e-4),
+        mechanism=build_mechanism("gaussian", epsilon=500.0), transform=build_transform("none"),
+        terms=ReleaseTerms(name="a", model="m", background_pids=[0, 7]), truth_out=tmp_path / "t.json",
+    )  # fmt: skip
+    seen = []
+    monkeypatch.setattr(
+        "ppreid_plugin.leakage.command.measure_leakage", lambda *sets, **_: seen.append(sets) or pytest.exit
+    )
+    argv = ["--train", files["train"], "--release", tmp_path / "release", "--truth", tmp_path / "t.json"]
+    with pytest.raises(AttributeError):  # what stands for the battery returns no record
+        leakage_command([str(word) for word in [*argv, "--clean", files["test"], "--attacks", "linkage"]])
+    _, attacked, clean, _ = seen[0]
+    assert set(attacked.people.pids) == set(clean.people.pids) == set(range(1, 21)) - {7}
+
+
+def test_membership_is_left_out_of_the_usual_attacks_where_no_game_can_be_played(files, tmp_path, capsys):
+    rows = GalleryRows(TEST.features, [f"t{place}" for place in range(len(TEST))], TEST.pids, TEST.camids)
+    release_gallery(
+        rows, tmp_path / "release", ledger=Ledger(tmp_path / "l", "m", unit="person", epsilon=1000.0, delta=1e-4),
+        mechanism=build_mechanism("gaussian", epsilon=500.0), transform=build_transform("none"),
+        terms=ReleaseTerms(name="a", model="m", unit="person", protocol="enrolled"),
+    )  # fmt: skip
+    labels = tmp_path / "labels.npz"
+    people = np.unique(np.concatenate([TRAIN.pids, TEST.pids]))
+    np.savez(labels, pids=people, attr_a=people % 2)
+    out = tmp_path / "leakage.json"
+    argv = ["--train", write(tmp_path / "bare.npz", TRAIN, attr_a=None), "--release", tmp_path / "release"]
+    code, printed, err = run(capsys, *argv, "--attributes", labels, "--seeds", 1, "--out", out)
+    assert code == 0, err
+    assert "Membership is left out: membership can play none of its games." in printed
+    assert set(json.loads(out.read_text())["channels"]) == {"attributes"}
+    argv = ["--train", files["train"], "--test", files["test"], "--clean", files["test"], "--clean-train"]
+    code, printed, err = run(capsys, *argv, files["train"], "--seeds", 1, "--out", out)
+    assert code == 0, err
+    assert "so membership is left out" in printed
+    assert "membership" not in json.loads(out.read_text())["channels"]

@@ -226,3 +226,35 @@ def test_error_of_a_bootstrap_of_single_rows():
         + np.var([(scores[positive] > one).mean() for one in scores[~positive]]) / 1000
     )
     assert auc_error(scores, positive, np.arange(2000)) == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize("people", [12, 14, 20, 30])
+def test_training_people_who_share_no_camera_leave_the_cosine(people):
+    """A fifth of few people, each in two of six cameras, mostly share none: no pairs can be drawn of it."""
+    plain = 0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        camids = np.concatenate([np.repeat(rng.permutation(6)[:2], 3) for _ in range(people)])
+        rows = gallery(people)
+        rows = LeakageSet(rows.features, rows.pids, camids)
+        attack = LinkageAttack(seed=seed).fit(rows)
+        assert attack.attack(gallery(30, seed=9))[""].score > 0.8
+        plain += attack._score.chosen == "cosine"
+    assert plain
+
+
+def test_people_of_disjoint_cameras_are_told_before_anything_is_trained():
+    rows = gallery(3, rows=4)
+    alone = LeakageSet(rows.features, rows.pids, np.repeat([0, 1, 2, 3, 4, 5], 2))
+    with pytest.raises(ValueError, match="every camera of the second set .* has one person only"):
+        LinkageAttack().check(gallery(), alone)
+
+
+def test_an_unknown_camera_is_none():
+    rows = gallery(6, rows=4)
+    camids = np.where(rows.pids <= 3, -1, rows.camids)
+    first, second = camera_halves(LeakageSet(rows.features, rows.pids, camids))
+    assert set(first.pids) | set(second.pids) == {4, 5, 6}
+    camids = np.where(np.arange(len(rows)) % 4 == 0, -1, rows.camids)
+    for half in camera_halves(LeakageSet(rows.features, rows.pids, camids)):
+        assert (half.camids >= 0).all()

@@ -148,7 +148,7 @@ def test_person_figures_by_hand():
 def test_without_clean_rows_the_gallery_games_are_left_out():
     hidden = people(seed=2).with_features(people(seed=3).features, "a release")
     assert set(MembershipAttack().fit(people(seed=1)).attack(hidden)) == {"training"}
-    with pytest.raises(ValueError, match="1 test people"):
+    with pytest.raises(ValueError, match="can play none of its games.* there are 60 and 1"):
         MembershipAttack().fit(people(seed=1)).attack(people(count=1))
     with pytest.raises(RuntimeError, match="call fit"):
         MembershipAttack().attack(people())
@@ -263,3 +263,47 @@ def test_rows_of_a_component_count():
     np.testing.assert_array_equal(
         likelihood_score(rows, rows, Component()), likelihood_score(rows, rows, Component.mechanism)
     )
+
+
+def through(rows, change):
+    """Rows through a defense that changes queries alike, as the ablation's are."""
+    made = change(rows.features).astype(np.float32)
+    return rows.with_features(made, clean=rows.features, queries=made)
+
+
+@pytest.mark.parametrize("change", [lambda rows: rows[:, ::-1], lambda rows: rows[:, :20], lambda rows: -3 * rows])
+def test_who_sends_pictures_sends_them_through_the_same_defense(change):
+    """So nothing that keeps angles hides anybody, whatever it makes of single columns."""
+    sides = [through(people(seed=seed, spread=0.7, d=32), change) for seed in (1, 2)]
+    figures = MembershipAttack().fit(sides[0]).attack(sides[1])
+    bare = [side.with_features(side.features) for side in sides]
+    wanted = MembershipAttack().fit(bare[0]).attack(bare[1])
+    assert figures["gallery_image"].score == 1.0
+    assert {name: figure.score for name, figure in figures.items()} == {n: f.score for n, f in wanted.items()}
+
+
+def test_clean_rows_of_other_columns_ask_no_game_of_the_gallery():
+    sides = [people(seed=seed, d=8) for seed in (1, 2)]
+    sides = [side.with_features(side.features[:, :4], clean=side.features) for side in sides]
+    assert set(MembershipAttack().fit(sides[0]).attack(sides[1])) == {"training"}
+
+
+@pytest.mark.parametrize(("taught", "asked"), [(4, 5), (3, 4), (3, 60), (60, 4)])
+def test_few_people_play_the_same_games_for_every_seed(taught, asked):
+    for seed in range(40):
+        attack = MembershipAttack(seed=seed).fit(people(count=taught, seed=1, first_pid=500))
+        assert set(attack.attack(people(count=asked, seed=2))) == set(GAMES)
+
+
+def test_a_gallery_of_single_rows_releases_one_at_least():
+    for seed in range(40):
+        attack = MembershipAttack(seed=seed).fit(people(count=5, rows=1, seed=1))
+        assert set(attack.attack(people(count=5, rows=1, seed=2))) == {"gallery_image"}
+
+
+def test_nothing_to_play_is_told_before_anything_is_trained():
+    test = released(people(count=5, rows=1, seed=2), GaussianMechanism(epsilon=1.0))
+    hidden = test.with_features(test.features, test.protection)
+    for attack in (MembershipAttack(), MembershipAttack().fit(people(seed=1))):
+        with pytest.raises(ValueError, match="can play none of its games.* there are 60 and 0. Give more, or leave"):
+            attack.check(people(seed=1), hidden) if attack._train is None else attack.attack(hidden)

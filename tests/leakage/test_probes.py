@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from planted import accuracy, planted
 
-from ppreid_plugin.leakage import AttributesAttack, CameraAttack
+from ppreid_plugin.leakage import AttributesAttack, CameraAttack, LeakageSet
 from ppreid_plugin.leakage.probe_models import Columns, Targets, fit_logistic
 from ppreid_plugin.leakage.probes import best_probe, fit_probes, probabilities
 from ppreid_plugin.leakage.scores import balanced_accuracy
@@ -162,3 +162,47 @@ def probe_of(rows, groups=None, **kwargs):
 def test_errors(call, message):
     with pytest.raises((ValueError, RuntimeError), match=message):
         call(planted("gaussian", 10))
+
+
+def test_a_class_of_one_person_is_no_reason_to_fail():
+    """The fold that holds him out learns from people of one class only."""
+    rows = planted("gaussian", 30, rows_each=6)
+    labels = (rows.pids == 5).astype(np.int64)
+    for families in (["trees"], ["logistic"], ["mlp"]):
+        probe = best_probe(rows.features, labels, rows.pids, families=families)
+        said = probe.probabilities(rows.features)
+        assert said.shape == (len(rows), 2)
+        assert np.isfinite(said).all()
+
+
+def test_a_fold_without_a_label_says_nothing_of_it():
+    rows = planted("gaussian", 30, rows_each=6)
+    known = {"a": rows.attributes["a"], "b": np.where(rows.pids == 5, 0, np.where(rows.pids == 6, 1, -1))}
+    probes = fit_probes(rows.features, known, rows.pids, families=["trees"])
+    assert probes["b"].predict(rows.features).shape == (len(rows),)
+    assert probes["a"].held_out == best_probe(rows.features, known["a"], rows.pids, families=["trees"]).held_out
+
+
+def test_an_unknown_camera_is_none_to_be_read():
+    rows = planted("gaussian", 30)
+    half = LeakageSet(rows.features, rows.pids, np.where(rows.camids == 2, -1, 0))
+    with pytest.raises(ValueError, match=r"are of one camera \(0\): there is none to tell"):
+        CameraAttack().check(rows, half)
+
+
+@pytest.mark.parametrize(
+    ("learned", "message"),
+    [
+        (lambda rows: LeakageSet(rows.features, rows.pids, rows.camids), "the training rows have no attributes"),
+        (lambda rows: rows.take(rows.pids <= 2), "2 training people are fewer than 3 folds"),
+        (lambda rows: LeakageSet(rows.features, rows.pids, rows.camids, {"b": rows.pids % 2}), "have no labels of a"),
+        (
+            lambda rows: LeakageSet(rows.features, rows.pids, rows.camids, {"a": 0 * rows.pids}),
+            "fewer than two classes",
+        ),
+    ],
+)
+def test_training_rows_are_checked_before_anything_is_trained(learned, message):
+    rows = planted("gaussian", 30)
+    with pytest.raises(ValueError, match=message):
+        AttributesAttack().check(learned(rows), rows)

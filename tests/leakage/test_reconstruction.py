@@ -178,10 +178,11 @@ def test_fresh_noise_is_drawn_each_epoch_and_never_that_of_the_rows(monkeypatch)
     )
     fit_inversion(train, steps=1, seed=1)
     assert min(asked) >= 1_000_000
-    clean, noised = draws
+    clean, noised, alone = draws
     np.testing.assert_array_equal(clean(0), split_people(train, 1)[0].clean)
     np.testing.assert_array_equal(clean(0), clean(1))
-    assert np.abs(noised(0) - noised(1)).max() > 0.01
+    for drawn in (noised, alone):
+        assert np.abs(drawn(0) - drawn(1)).max() > 0.01
 
 
 def test_a_row_is_reconstructed_the_same_in_any_company(linear):
@@ -343,3 +344,21 @@ def test_a_gpu_inverts_as_well_as_the_cpu(monkeypatch, noised):
     assert not made["cuda"].is_cuda
     assert score_of(made["cuda"], train) == pytest.approx(score_of(made["cpu"], train), abs=0.02)
     torch.testing.assert_close(found["cuda"].constant, found["cpu"].constant, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_who_knows_more_chooses_among_more(monkeypatch, seed):
+    """Clean rows may mislead, so a decoder that never saw them competes: on held-out people it is never behind."""
+    rows = pictured(24, seed=3)
+    turned = rows.with_features(rows.features[:, ::-1].copy())
+    knowing = turned.with_features(turned.features, clean=rows.features)
+    fitted = []
+    plain = inversion.fit_decoder
+    monkeypatch.setattr(
+        inversion, "fit_decoder", lambda *args, **kwargs: fitted.append(plain(*args, **kwargs)) or fitted[-1]
+    )
+    alone = fit_inversion(turned, steps=STEPS, seed=seed)
+    more = fit_inversion(knowing, steps=STEPS, seed=seed)
+    assert len(fitted) == 1 + 3  # from the rows; from clean ones, from these first, and from the rows
+    assert fitted[3] == fitted[0]
+    assert more.held_out >= alone.held_out
