@@ -52,6 +52,12 @@ def check_budget(
     if reusable:
         advice += f", or reuse release {reusable[-1]!r}, which is free"
     rows = sum(charge.rows for charge in charges)
+    if delta == 0 and any(charge.delta > 0 for charge in charges):
+        raise BudgetExceeded(
+            f"scope {scope!r} was opened with delta 0, which admits pure mechanisms only; this one has delta "
+            f"{max(charge.delta for charge in charges):g} a row. Take a pure one (privunit, codebook, prior_subset), "
+            "or declare a scope with a delta for other images."
+        )
     raise BudgetExceeded(
         f"scope {scope!r}, unit {unit}: {sum(over.values())} of {len(planned)} units have spent epsilon "
         f"{compose(history, delta):.2f} of {epsilon:.2f} (delta {delta:g}); releasing at "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,10 +25,9 @@ from ppreid_plugin.dp.mechanisms import MECHANISMS, Mechanism, build_mechanism
 from ppreid_plugin.dp.plan import PROTOCOLS, ReleasePlan, ReleaseTerms, transformed
 from ppreid_plugin.dp.prior import fit_prior
 from ppreid_plugin.dp.recovery import finish_release, purge_release, verify_releases, void_release
-from ppreid_plugin.dp.release import release_gallery
+from ppreid_plugin.dp.release import draw_release
 from ppreid_plugin.dp.spec import MechanismSpec, naming_flags, parameter_names
 from ppreid_plugin.dp.stored import Release
-from ppreid_plugin.dp.transform_files import require_not_fitted_on
 from ppreid_plugin.dp.transforms import TRANSFORMS, PublicTransform, build_transform
 from ppreid_plugin.dp.units import UNITS, GalleryRows
 from ppreid_plugin.registry import Registry, check_arguments
@@ -40,6 +40,7 @@ _CALLED = {
     **{"max_rows_per_person": "--max-rows-per-person", "public transform": "--transform"},
     **{"budget epsilon": "--budget", "budget delta": "--budget-delta"},
 }
+_WEIGHT_SUFFIXES = (".pth", ".tar", ".pt", ".ckpt", ".safetensors", ".onnx")
 _LISTS: dict[str, Registry[Any]] = {"mechanisms": MECHANISMS, "transforms": TRANSFORMS}
 
 
@@ -74,7 +75,7 @@ def release_parser() -> argparse.ArgumentParser:
     add("--opt-out", type=int, nargs="*", default=[], metavar="PID", help="people who are left out")
     add("--ledger", default="ledger", help="folder of the ledger")
     add("--scope", default="default", help="what the budget is declared for")
-    add("--scope-unit", choices=UNITS, help="unit of the accounts, when the scope is opened")
+    add("--scope-unit", choices=UNITS, help="unit of the accounts, when the scope is opened; left out: --unit")
     add("--budget", type=float, help="total epsilon of each account, when the scope is opened")
     add("--budget-delta", type=float, help="total delta, when the scope is opened")
     add("--name", help="name of the release")
@@ -100,7 +101,26 @@ def release_command(argv: Sequence[str]) -> Release | None:
     gallery = load_gallery(args.gallery)
     if args.train:
         require_disjoint(args.train, gallery.row_ids, "--train", "--gallery")
+    _require_model(args)
     return release_rows(args, gallery, load_training(args.train) if args.train else None)
+
+
+def _require_model(args: argparse.Namespace) -> None:
+    """Raise ValueError if --model is no file but looks like one, or the files say that other weights made them."""
+    if not args.model:
+        return
+    model = model_fingerprint(args.model)
+    if model == args.model and ("/" in model or Path(model).suffix in _WEIGHT_SUFFIXES):
+        raise ValueError(
+            f"--model is '{args.model}', which is not there. Name the checkpoint, or give its fingerprint."
+        )
+    for flag in ("gallery", "train"):
+        told = str(load_arrays(path, ["model"]).get("model", "")) if (path := getattr(args, flag)) else ""
+        if told.startswith("sha256:") and told != model:
+            raise ValueError(
+                f"--model is '{args.model}' ({model}), and --{flag} '{path}' was made with {told}: the manifest would "
+                "name weights that queries do not fit. Name the checkpoint that made the features."
+            )
 
 
 def list_text(kind: str) -> str:
@@ -147,13 +167,17 @@ def _release_rows(
             f"--mechanism is '{args.mechanism}': rows at a share of the budget each exist for evaluation only. A "
             "release of the person unit holds one prototype a person; leave prototype=False out."
         )
-    # as in a sweep: what the mechanism's written form says goes before the flags
+    for flag in ("max_rows_per_person", "codewords", "set_size"):
+        if flag in options and getattr(args, flag):
+            raise ValueError(
+                f"{_CALLED[flag]} is {getattr(args, flag)}, and --mechanism has {flag} {options[flag]}, too. Leave one "
+                "of them out."
+            )
     max_rows_per_person = options.pop("max_rows_per_person", args.max_rows_per_person)
     named = "transform of --mechanism" if "transform" in options else "--transform"
     chosen = options.pop("transform", args.transform)
     with naming_flags(parameter_names(chosen, named)):
         transform = fitted_transform(chosen, train)
-    require_not_fitted_on(transform, gallery.features)  # as the plan does, but before a scope is opened
     mechanism, prior = _mechanism(args, MechanismSpec(spec.name, options), transform, train)
     terms = ReleaseTerms(
         name=args.name,
@@ -170,8 +194,8 @@ def _release_rows(
         purpose=args.purpose,
         expires=args.expires,
     )
+    plan = ReleasePlan(gallery, mechanism, transform, terms)  # before a scope is opened, which is for good
     if args.dry_run:
-        plan = ReleasePlan(gallery, mechanism, transform, terms)
         print("Dry run: nothing is drawn, nothing is spent.\n" + summary_text(plan.summary()))
         return None
     ledger = Ledger(
@@ -181,14 +205,12 @@ def _release_rows(
         epsilon=args.budget,
         delta=args.budget_delta,
         background_pids=args.background_pids,
+        default_unit=args.unit,
     )
-    release = release_gallery(
-        gallery,
+    release = draw_release(
+        plan,
         args.out,
         ledger=ledger,
-        mechanism=mechanism,
-        transform=transform,
-        terms=terms,
         truth_out=args.truth_out,
         append=args.append,
         new_release=args.new_release,
@@ -210,6 +232,12 @@ def ledger_command(argv: Sequence[str]) -> None:
     scopes = sorted(path.stem for path in Path(args.ledger).glob("*.jsonl"))
     if scopes and args.scope not in scopes:
         raise ValueError(f"scope {args.scope!r} is not in the ledger '{args.ledger}'; it has: {', '.join(scopes)}.")
+    if args.name and args.action in ("show", "verify"):
+        raise ValueError(f"{args.action} takes no name, and '{args.name}' is given: leave it out.")
+    if args.release and args.action not in ("verify", "purge"):
+        raise ValueError(f"--release is for verify and purge; with {args.action} it does nothing. Leave it out.")
+    if args.action == "purge" and len(args.release) > 1:
+        raise ValueError(f"--release has {len(args.release)} folders; purge deletes one. Run it for each.")
     ledger = Ledger(args.ledger, args.scope)
     if args.action == "show":
         print(ledger_text(ledger))
@@ -348,8 +376,12 @@ def _budgets(pairs: Sequence[str]) -> dict[int, float]:
     if len(pairs) == 1 and pairs[0].endswith(".csv"):
         return load_budgets(pairs[0])
     try:
-        return {int(pid): float(epsilon) for pid, epsilon in (pair.split("=") for pair in pairs)}
+        budgets = [(int(pid), float(epsilon)) for pid, epsilon in (pair.split("=") for pair in pairs)]
     except ValueError:
         raise ValueError(
             f"--budgets is {' '.join(pairs)!r}, must be PID=EPSILON pairs such as 12=2.0 13=4., or one CSV file."
         ) from None
+    counts = Counter(pid for pid, _ in budgets)
+    if twice := [pid for pid, count in counts.items() if count > 1]:
+        raise ValueError(f"--budgets has pid {twice[0]} {counts[twice[0]]} times. Give each person one budget.")
+    return dict(budgets)

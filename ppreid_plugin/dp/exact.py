@@ -183,7 +183,8 @@ def rational_below_exp(epsilon: float) -> tuple[int, int]:
     context = Context(prec=digits, Emax=10**9)
     power = exponent.exp(context).next_minus(context)  # exp rounds to nearest: one step down is below the true value
     numerator, denominator = power.as_integer_ratio()
-    return (numerator << _RATIO_BITS) // denominator, 1 << _RATIO_BITS
+    # below 1e-19 a step down may lie below 1, which no e^epsilon does
+    return max((numerator << _RATIO_BITS) // denominator, 1 << _RATIO_BITS), 1 << _RATIO_BITS
 
 
 def sample_subset(

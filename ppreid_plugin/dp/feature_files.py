@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +75,21 @@ def row_names(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
 def require_disjoint(train: str | Path, row_ids: Collection[str], flag: str, other: str) -> None:
     """Raise ValueError if the training file holds a row of the gallery: nothing may be fitted on what is released."""
-    if shared := sorted(set(row_names(load_arrays(train, ["row_ids"]))) & set(row_ids)):
+    require_other_rows(row_names(load_arrays(train, ["row_ids"])), row_ids, f"{flag} '{train}'", other)
+
+
+def require_other_rows(train: Iterable[str], gallery: Iterable[str], what: str, other: str) -> None:
+    """Raise ValueError if training rows are rows of the gallery, by their names.
+
+    Args:
+        train: names of the training rows.
+        gallery: of the gallery's.
+        what: how the error calls the former.
+        other: and the latter.
+    """
+    if shared := sorted(set(train) & set(gallery)):
         raise ValueError(
-            f"{flag} '{train}' holds {len(shared)} rows of {other}, such as {shared[0]}: what is fitted on the gallery "
+            f"{what} holds {len(shared)} rows of {other}, such as {shared[0]}: what is fitted on the gallery "
             "voids the guarantee. Name features of other people."
         )
 

@@ -95,8 +95,12 @@ class Journal:
         """Add a record and return it once it is on the disk. Call it under :meth:`locked`."""
         records = self.read()
         self._drop_torn_line()
-        if records and self._read_head()["seq"] < records[-1]["seq"]:
-            self._write_head(records[-1])  # a crash came between the last record and its head
+        if not records:
+            self._write_head(-1, _START)  # from here on records without a head have lost it
+        elif self._read_head()["seq"] < records[-1]["seq"]:
+            self._write_head(
+                records[-1]["seq"], records[-1]["mac"]
+            )  # a crash came between the last record and its head
         record: Record = {
             "seq": len(records),
             "kind": kind,
@@ -112,7 +116,7 @@ class Journal:
         finally:
             os.close(descriptor)
         fsync_folder(self.folder)
-        self._write_head(record)
+        self._write_head(record["seq"], record["mac"])
         return record
 
     def _whole_lines(self) -> list[bytes]:
@@ -157,13 +161,17 @@ class Journal:
             if hmac.compare_digest(head.pop("seal"), self._mac(b"head:" + canonical(head))):
                 return dict(head)
         except FileNotFoundError:
-            return {"seq": -1, "mac": _START}
+            if not self._whole_lines():
+                return {"seq": -1, "mac": _START}
+            raise LedgerError(
+                f"scope {self.scope!r}: {self._head_path.name} is missing beside its records. Restore it from a copy."
+            ) from None
         except (ValueError, KeyError, TypeError, AttributeError):
             pass
         raise LedgerError(f"scope {self.scope!r}: {self._head_path.name} was edited. Restore it from a copy.")
 
-    def _write_head(self, record: Record) -> None:
-        head = {"scope": self.scope, "seq": record["seq"], "mac": record["mac"]}
+    def _write_head(self, seq: int, mac: str) -> None:
+        head = {"scope": self.scope, "seq": seq, "mac": mac}
         write_file(self._head_path, canonical({**head, "seal": self._mac(b"head:" + canonical(head))}), mode=0o600)
 
     def _mac(self, message: bytes) -> str:

@@ -32,6 +32,7 @@ class Ledger:
         epsilon: budget of each account over all releases in the scope.
         delta: failure probability of the whole, in [0, 1); 0 admits pure releases only.
         background_pids: pids that are no person; fixed with the scope, as they decide who pays in a scope of people.
+        default_unit: of a scope that is opened now, where ``unit`` is None: that of the first release.
 
     Raises:
         ValueError: a value out of range, or another one than the scope was opened with.
@@ -47,6 +48,7 @@ class Ledger:
         epsilon: float | None = None,
         delta: float | None = None,
         background_pids: Iterable[int] = (0,),
+        default_unit: str = "image",
     ) -> None:
         if epsilon is not None:
             require_positive("budget epsilon", epsilon)
@@ -70,7 +72,7 @@ class Ledger:
                 terms = {
                     "format": FORMAT,
                     "scope": scope,
-                    "unit": unit or "image",
+                    "unit": unit or default_unit,
                     "epsilon": float(epsilon),
                     "delta": 1e-5 if delta is None else float(delta),
                     "background_pids": sorted({int(pid) for pid in background_pids}),
@@ -159,6 +161,7 @@ class Ledger:
             "units": sorted(units),
             "charges": [{"charge": charge.to_json(), "accounts": sorted(names)} for charge, names in grouped.items()],
             "folder": str(request.folder),
+            "opt_out": list(request.opt_out),
         }
         self._journal.append("reserve", content)
         return self.parts()[reservation]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -21,7 +20,7 @@ from ppreid_plugin.dp.codebooks import codebook_from_arrays
 from ppreid_plugin.dp.journal import utc_now
 from ppreid_plugin.dp.ledger import Ledger
 from ppreid_plugin.dp.plan import ReleasePlan
-from ppreid_plugin.dp.reservations import Part
+from ppreid_plugin.dp.reservations import Part, pids_of
 
 FORMAT = "ppreid_plugin release"
 VERSION = 1
@@ -74,8 +73,7 @@ def build_manifest(
         "format": FORMAT,
         "version": VERSION,
         "release": part.release,
-        **plan.summary(_rows_of_people(plan, [*base, part])),
-        "rows": count,
+        **plan.summary(list(pids_of([*base, part]).values())),
         "noise": "release: operating-system entropy, exact sampler",
         "model": terms.model,
         "transform": plan.transform.describe(),
@@ -91,13 +89,6 @@ def build_manifest(
         "not_covered": list(NOT_COVERED),
         "versions": versions(),
     }
-
-
-def _rows_of_people(plan: ReleasePlan, parts: Sequence[Part]) -> list[int]:
-    if plan.terms.unit == "person":
-        return [1 for part in parts for unit in part.units if unit.startswith("person:")]
-    pids = Counter(pid for part in parts for pid in part.rows.values())
-    return [rows for pid, rows in pids.items() if pid not in plan.terms.background_pids]
 
 
 def check_manifest(manifest: Any, data: bytes, where: str) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
@@ -24,7 +26,7 @@ from ppreid_plugin.dp.reservations import Request
 from ppreid_plugin.dp.sampling import release_sampler
 from ppreid_plugin.dp.transform_files import require_not_fitted_on
 from ppreid_plugin.dp.transforms import PublicTransform
-from ppreid_plugin.dp.units import GalleryRows, charged_units, group_units, select_rows, unit_features
+from ppreid_plugin.dp.units import GalleryRows, charged_units, group_units, released_name, select_rows, unit_features
 from ppreid_plugin.number_checks import require_positive
 
 PROTOCOLS = ("anonymous", "enrolled")
@@ -78,9 +80,12 @@ class ReleaseTerms:
             require_positive(f"budgets[{pid}]", epsilon)
         if self.expires:
             try:
-                date.fromisoformat(self.expires)
+                day = date.fromisoformat(self.expires)
             except ValueError:
                 raise ValueError(f"expires is {self.expires!r}, must be a date such as 2027-12-31.") from None
+            if day < date.today():
+                raise ValueError(f"expires is {self.expires!r}, which is over: it would be expired when it is drawn.")
+            object.__setattr__(self, "expires", day.isoformat())
 
 
 class ReleasePlan:
@@ -123,14 +128,10 @@ class ReleasePlan:
         budgets, common = self.terms.budgets, self.mechanism.epsilon
         return np.array([budgets.get(unit.pid, common) for unit in self.units], dtype=np.float64)
 
-    @property
-    def largest_epsilon(self) -> float:
-        """Largest budget of a unit."""
-        return float(self.epsilons.max())
-
     def rows_of(self, units: Collection[str]) -> dict[str, np.ndarray]:
         """Draw the released rows of these units, in the order of :attr:`units`; the only place where noise is drawn."""
-        chosen = np.array([unit.name in set(units) for unit in self.units])
+        names = set(units)
+        chosen = np.array([unit.name in names for unit in self.units])
         arrays: dict[str, np.ndarray] = {}
         epsilons = self.epsilons[chosen]
         for epsilon in np.unique(epsilons):
@@ -154,7 +155,33 @@ class ReleasePlan:
             members={unit.name: [self.gallery.row_ids[index] for index in unit.members] for unit in self.units},
             folder=folder,
             charge_at=self.sampler.charge,
+            opt_out=sorted({int(pid) for pid in self.terms.opt_out}),
         )
+
+    def addable(self, units: Collection[str], held: Mapping[str, int]) -> list[str]:
+        """Return those of new units that may be added to a release: no more of a person than `max_rows_per_person`.
+
+        Args:
+            units: names of units that the release does not hold.
+            held: pid of each unit that it holds, by the unit's name.
+
+        Raises:
+            ValueError: a row whose name in the release is that of one which it holds.
+        """
+        limit, background = self.terms.max_rows_per_person, self.terms.background_pids
+        counts, names = Counter(held.values()), {released_name(unit) for unit in held}
+        new, added = set(units), []
+        for unit in self.units:
+            if unit.name not in new:
+                continue
+            if unit.row_id in names:
+                raise ValueError(f"row_ids holds {unit.row_id!r}, which is a row of the stored release. Rename it.")
+            if limit and self.terms.unit == "image" and unit.pid not in background:
+                if counts[unit.pid] >= limit:
+                    continue
+                counts[unit.pid] += 1
+            added.append(unit.name)
+        return added
 
     def public(self) -> dict[str, Any]:
         """Return what a release is known by, beside its name and rows: JSON-ready, no feature contents."""
@@ -172,19 +199,34 @@ class ReleasePlan:
             "budgets": {str(pid): float(epsilon) for pid, epsilon in sorted(terms.budgets.items())},
         }
 
-    def summary(self, rows_of_people: Collection[int] | None = None) -> dict[str, Any]:
+    def with_terms_of(self, manifest: Mapping[str, Any]) -> ReleasePlan:
+        """Return the plan with what an earlier part's manifest says of controller, purpose, expiry and prior.
+
+        What the plan says itself goes before it; so an append drops nothing by leaving it out.
+        """
+        said = {name: value for name, value in self.terms.prior.items() if value not in ("", "not stated")}
+        made = copy.copy(self)
+        made.terms = dataclasses.replace(
+            self.terms,
+            controller=self.terms.controller or manifest.get("controller") or "",
+            purpose=self.terms.purpose or manifest.get("purpose") or "",
+            expires=self.terms.expires or manifest.get("expires") or "",
+            prior={**(manifest.get("prior") or {}), **said},
+        )
+        return made
+
+    def summary(self, pids: Sequence[int] | None = None) -> dict[str, Any]:
         """Return budget, noise and person-level figures, JSON-ready: what ``--dry-run`` prints.
 
         Args:
-            rows_of_people: rows of each person; None counts those of this plan.
+            pids: pid of each row of the release, rows that were released before included; None: those of this plan.
         """
-        described = self.sampler.describe(self.mechanism.epsilon)
-        charge = self.sampler.charge(self.largest_epsilon)
-        levels, counts = np.unique(self.epsilons, return_counts=True)
-        if rows_of_people is None:
-            rows_of_people = Counter(
-                one.pid for one in self.units if one.pid not in self.terms.background_pids
-            ).values()
+        pids = [unit.pid for unit in self.units] if pids is None else pids
+        budgets, common = self.terms.budgets, self.mechanism.epsilon
+        described = self.sampler.describe(common)
+        levels, counts = np.unique([budgets.get(pid, common) for pid in pids], return_counts=True)
+        charge = self.sampler.charge(float(levels.max()))
+        rows_of_people = Counter(pid for pid in pids if pid not in self.terms.background_pids).values()
         return {
             "mechanism": described,
             "epsilon": self.mechanism.epsilon,
@@ -196,7 +238,7 @@ class ReleasePlan:
             "unit": self.terms.unit,
             "adjacency": "replace",
             "protocol": self.terms.protocol,
-            "rows": len(self.units),
+            "rows": len(pids),
             "individual_budgets": None
             if levels.tolist() == [self.mechanism.epsilon]
             else [{"epsilon": float(e), "rows": int(n)} for e, n in zip(levels, counts, strict=True)],

@@ -25,9 +25,16 @@ WHOLE_MODEL, HEAD_ONLY, NOTHING = "whole model", "head only", "nothing"
 UNKNOWN = "unknown"
 _METADATA = "head"
 
-# data sets that share people or places: MARS extends Market-1501 (Zheng et al., ECCV 2016), DukeMTMC-VideoReID is cut
-# from DukeMTMC as DukeMTMC-reID is, the CUHK sets are from one campus
-_FAMILIES = {"market": ("market", "mars"), "duke": ("duke",), "cuhk": ("cuhk",), "msmt": ("msmt",)}
+# data sets that share people or places: MARS extends Market-1501 (Zheng et al., ECCV 2016) and PRW annotates its video
+# (Zheng et al., CVPR 2017), DukeMTMC-VideoReID is cut from DukeMTMC as DukeMTMC-reID is, the CUHK sets are from one
+# campus, as are the PRID sets from one pair of cameras
+_FAMILIES = {
+    "market": ("market", "mars", "prw"),
+    "duke": ("duke",),
+    "cuhk": ("cuhk",),
+    "msmt": ("msmt",),
+    "prid": ("prid",),
+}
 
 
 @register_transform("head")

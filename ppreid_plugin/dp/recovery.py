@@ -104,10 +104,11 @@ def verify_releases(ledger: Ledger, folders: Iterable[str | Path] = ()) -> list[
     macs = {part.reservation: (part.seq, part.mac) for part in parts.values()}
     findings = [f"{part.reservation}: {part.state}" for part in parts.values() if part.state != "committed"]
     last = {part.release: part for part in parts.values() if part.state == "committed"}
-    known = {Path(part.folder): part for part in last.values()}
-    findings += [f"{part.release}: its folder is gone" for place, part in known.items() if not place.exists()]
-    for place in dict.fromkeys([*(Path(folder).absolute() for folder in folders), *(p for p in known if p.exists())]):
+    given, written = (Path(folder).absolute() for folder in folders), (Path(part.folder) for part in last.values())
+    checked: set[str] = set()
+    for place in dict.fromkeys([*given, *(place for place in written if place.exists())]):
         manifest = load_release(place).manifest
+        checked.add(manifest["release"])
         for told in manifest["parts"]:
             if macs.get(told.get("reservation")) != (told.get("ledger_seq"), told.get("ledger_head")):
                 raise LedgerError(
@@ -118,6 +119,10 @@ def verify_releases(ledger: Ledger, folders: Iterable[str | Path] = ()) -> list[
         part = last.get(manifest["release"])
         if part is not None and part.manifest != sha256((place / MANIFEST).read_bytes()):
             raise LedgerError(f"'{place.name}' is not as release {part.release!r} was committed: its manifest differs.")
+    for part in last.values():
+        if part.release not in checked:
+            there = Path(part.folder).exists()
+            findings.append(f"{part.release}: its folder {'holds another release' if there else 'is gone'}")
     return findings
 
 

@@ -20,7 +20,7 @@ from ppreid_plugin.dp.ledger import Ledger
 from ppreid_plugin.dp.manifest import build_manifest, manifest_bytes, sha256
 from ppreid_plugin.dp.mechanisms import Mechanism
 from ppreid_plugin.dp.plan import ReleasePlan, ReleaseTerms, transform_state
-from ppreid_plugin.dp.reservations import Part, find_appendable, find_stored
+from ppreid_plugin.dp.reservations import Part, find_appendable, find_stored, pids_of
 from ppreid_plugin.dp.stored import ARRAYS, MANIFEST, Release, load_release, load_stored
 from ppreid_plugin.dp.transforms import PublicTransform
 from ppreid_plugin.dp.units import GalleryRows, Unit
@@ -38,32 +38,59 @@ def release_gallery(
     append: bool = False,
     new_release: bool = False,
 ) -> Release:
-    """Draw a release of ``gallery`` into the folder ``out``, or return the stored one if it is the same again (free).
+    """Draw a release of ``gallery`` as `draw_release` does.
 
     Args:
         gallery: rows with their public labels.
-        out: folder of the release; made, must not exist unless the release is stored there.
+        out: folder of the release.
         ledger: accounts of the scope.
         mechanism: what protects the rows; its own noise source is not used.
         transform: public transform, fitted on other people.
         terms: name, unit, protocol and the rest.
+        truth_out: as there.
+        append: as there.
+        new_release: as there.
+
+    Raises:
+        ValueError: as `ReleasePlan`; and what `draw_release` raises.
+    """
+    plan = ReleasePlan(gallery, mechanism, transform, terms)
+    return draw_release(plan, out, ledger=ledger, truth_out=truth_out, append=append, new_release=new_release)
+
+
+def draw_release(
+    plan: ReleasePlan,
+    out: str | Path,
+    *,
+    ledger: Ledger,
+    truth_out: str | Path | None = None,
+    append: bool = False,
+    new_release: bool = False,
+) -> Release:
+    """Draw a planned release into the folder ``out``, or return the stored one if it is the same again (free).
+
+    Args:
+        plan: what is released.
+        out: folder of the release; made, must not exist unless the release is stored there.
+        ledger: accounts of the scope.
         truth_out: file for the map from released rows to row ids, pids and camids; outside ``out``, never published.
+            Of a release that is stored already it is there, or cannot be had.
         append: add the units that the stored release of this name does not hold; spends for them only.
         new_release: draw again although the name is known; spends again.
 
     Raises:
         BudgetExceeded: a unit would go over its budget; nothing is drawn.
-        ValueError: arguments out of range, or a name that belongs to another release.
+        ValueError: arguments out of range, a name that belongs to another release, or terms or ``truth_out`` that a
+            stored release cannot get any more.
         FileExistsError: ``out`` or ``truth_out`` exists.
         LedgerError: ledger or stored release were changed.
     """
-    plan = ReleasePlan(gallery, mechanism, transform, terms)
     out = Path(out).absolute()
     truth = None if truth_out is None else Path(truth_out).absolute()
     if append and new_release:
         raise ValueError("append adds to the stored release and new_release draws another one: choose one.")
-    if truth is not None and out in truth.parents:
-        raise ValueError(f"truth_out lies inside the release {out.name!r}; it would be published with it. Move it out.")
+    if truth is not None:
+        _require_apart(truth, out)
     with ledger.locked():
         parts = list(ledger.parts().values())
         request = plan.request(ledger.unit, out)
@@ -71,12 +98,18 @@ def release_gallery(
         units = list(request.units)
         if append:
             base, units = find_appendable(parts, request)
+            units = plan.addable(units, pids_of(base))
         elif not new_release and (stored := find_stored(parts, request)):
-            return load_stored(stored, out)
+            found = load_stored(stored, out)
+            _require_as_stored(found, plan.terms, truth)
+            return found
         earlier = load_stored(base, out) if base else None
         if earlier is not None and not units:
+            _require_as_stored(earlier, plan.terms, truth)
             return earlier
-        _check_free(truth, *(() if earlier else (out,)))
+        _check_free(truth, *(() if earlier and earlier.folder == out else (out,)))
+        if earlier is not None:
+            plan = plan.with_terms_of(earlier.manifest)
         for path in (out, *([truth] if truth else [])):
             path.parent.mkdir(parents=True, exist_ok=True)  # a place that cannot be written must not cost a budget
         part = ledger.reserve(request, units, append_to=base)
@@ -97,9 +130,18 @@ def old_folder(out: Path, reservation: str) -> Path:
 
 
 def set_in_place(temporary: Path, out: Path, reservation: str) -> None:
-    """Rename the complete temporary folder to ``out``; an older release there, with fewer parts, makes room."""
+    """Rename the complete temporary folder to ``out``; the release there that it appends to makes room.
+
+    Raises:
+        FileExistsError: something else lies at ``out``; nothing is overwritten.
+    """
     old = old_folder(out, reservation)
     if out.exists():
+        if not _is_appended_to(out, temporary):
+            raise FileExistsError(
+                f"'{out}' holds something else than what {reservation} appends to, and a release overwrites nothing. "
+                f"Move that away; then: tools/ledger.py finish {reservation}"
+            )
         out.rename(old)
         reached("old moved")
     temporary.rename(out)
@@ -154,6 +196,41 @@ def _write(
     reached("renamed")
     ledger.commit(part.reservation, sha256(manifest))
     reached("committed")
+
+
+def _is_appended_to(out: Path, temporary: Path) -> bool:
+    """Return whether ``out`` holds the release in ``temporary`` as it was before its last part."""
+    try:
+        old, new = (json.loads((folder / MANIFEST).read_text(encoding="utf-8")) for folder in (out, temporary))
+        return bool(old["release"] == new["release"] and old["parts"] and old["parts"] == new["parts"][:-1])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _require_apart(truth: Path, out: Path) -> None:
+    """Raise ValueError if the map would lie in the release, or the release in it, however the paths are written."""
+    real, folder = truth.resolve(), out.resolve()
+    if folder in (real, *real.parents):
+        raise ValueError(f"truth_out lies inside the release {out.name!r}; it would be published with it. Move it out.")
+    if real in folder.parents:
+        raise ValueError(f"truth_out is '{truth}', a folder that the release {out.name!r} is to lie in. Name a file.")
+
+
+def _require_as_stored(release: Release, terms: ReleaseTerms, truth: Path | None) -> None:
+    """Raise ValueError if a stored release is to get what it was not written with: it is only read."""
+    name, manifest = release.manifest["release"], release.manifest
+    for field in ("controller", "purpose", "expires"):
+        told, asked = manifest.get(field) or "", getattr(terms, field)
+        if asked and asked != told:
+            raise ValueError(
+                f"{field} is {asked!r}; release {name!r} is stored with {told!r}, and a release is written once. Leave "
+                "it out, or say new_release (--new-release), which spends again."
+            )
+    if truth is not None and not truth.exists():
+        raise ValueError(
+            f"truth_out is '{truth}', which is not there; release {name!r} is stored, and its map was written when it "
+            "was drawn, or never. Leave it out."
+        )
 
 
 def _check_free(*paths: Path | None) -> None:

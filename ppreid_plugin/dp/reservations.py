@@ -7,7 +7,7 @@ configuration. Features are never looked at, so extracting them again, or in ano
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Part:
     seq: int
     mac: str
     time: str
+    opt_out: list[int] = field(default_factory=list)
     state: str = "reserved"
     manifest: str = ""
 
@@ -45,6 +46,7 @@ class Request:
         members: name of each unit, with the ids of its rows.
         folder: where the release will lie.
         charge_at: the charge of one row at another epsilon, for the message when the budget is exceeded.
+        opt_out: pids that are left out, sorted.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Request:
     folder: Path
     charge_at: Callable[[float], Charge]
     members: Mapping[str, Sequence[str]]
+    opt_out: Sequence[int] = ()
 
 
 def read_parts(records: Iterable[Record]) -> dict[str, Part]:
@@ -68,6 +71,7 @@ def read_parts(records: Iterable[Record]) -> dict[str, Part]:
                 seq=record["seq"],
                 mac=record["mac"],
                 time=record["time"],
+                opt_out=list(content.get("opt_out", ())),
             )
         elif kind == "commit":
             part = parts[content["reservation"]]
@@ -79,6 +83,16 @@ def read_parts(records: Iterable[Record]) -> dict[str, Part]:
                 if part.release == content["release"] and part.state != "voided":
                     part.state = "purged"
     return parts
+
+
+def pids_of(parts: Iterable[Part]) -> dict[str, int]:
+    """Return the pid of every unit of these parts, by the unit's name: of a prototype its person's."""
+    found = {}
+    for part in parts:
+        for unit in part.units:
+            kind, name = unit.split(":", 1)
+            found[unit] = int(name) if kind == "person" else part.rows[name]
+    return found
 
 
 def latest_release(parts: Iterable[Part], name: str) -> list[Part]:
@@ -123,7 +137,8 @@ def find_appendable(parts: Iterable[Part], request: Request) -> tuple[list[Part]
     """Return the committed parts to append to, and the units of the request that they do not hold.
 
     Raises:
-        ValueError: no such release, one that is unfinished, or one of another model, transform or configuration.
+        ValueError: no such release, one that is unfinished, or one of another model, transform or configuration; people
+            who opted out before and are not named now, or who are named now and have rows in it.
     """
     latest = latest_release(parts, request.name)
     if not latest or latest[0].state != "committed" or any(part.state == "reserved" for part in latest):
@@ -134,6 +149,18 @@ def find_appendable(parts: Iterable[Part], request: Request) -> tuple[list[Part]
         raise ValueError(
             f"append to release {committed[0].release!r}: it differs in: {', '.join(differs)}. "
             "Append with what it was made with, or make a release of another name."
+        )
+    release = committed[0].release
+    if forgotten := sorted({pid for part in committed for pid in part.opt_out} - set(request.opt_out)):
+        raise ValueError(
+            f"append to release {release!r}: pid {', '.join(map(str, forgotten))} opted out of it, not named now. "
+            f"Name them again (--opt-out {' '.join(map(str, forgotten))}); who came back goes into a new release."
+        )
+    there = {pid for part in committed for pid in part.rows.values()}
+    if late := sorted(there & set(request.opt_out)):
+        raise ValueError(
+            f"append to release {release!r}: pid {', '.join(map(str, late))} opts out, and has rows in it, which an "
+            "append does not take out. Draw a release without them (--new-release) and purge this one."
         )
     held = {unit for part in committed for unit in part.units}
     return committed, [unit for unit in request.units if unit not in held]

@@ -98,9 +98,16 @@ def load_release(path: str | Path) -> Release:
     release = Release(folder, manifest, arrays)
     if len(set(release.row_ids)) < len(release.row_ids):
         raise ValueError(f"{ARRAYS} in '{folder}' holds a row id twice. Restore the release.")
-    if isinstance(expires := manifest.get("expires"), str) and expires < date.today().isoformat():
+    if isinstance(expires := manifest.get("expires"), str) and _is_over(expires):
         _log.warning("release %s expired on %s: delete it (tools/ledger.py purge).", manifest["release"], expires)
     return release
+
+
+def _is_over(day: str) -> bool:
+    try:
+        return date.fromisoformat(day) < date.today()
+    except ValueError:
+        return True  # no date: nobody can say that it is not
 
 
 def load_stored(parts: Sequence[Part], out: Path) -> Release:

@@ -49,6 +49,8 @@ class GalleryRows:
                 raise ValueError(f"{name} is of type {labels.dtype}, must be whole numbers.")
             object.__setattr__(self, name, labels.astype(np.int64))
         lengths = {name: len(getattr(self, name)) for name in ("features", "row_ids", "pids", "camids")}
+        if not rows.shape[1]:
+            raise ValueError(f"features has shape {tuple(rows.shape)}, must have at least one column.")
         if len(set(lengths.values())) > 1 or not len(rows) or self.pids.ndim != 1 or self.camids.ndim != 1:
             told = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise ValueError(f"the gallery's arrays have these lengths: {told}; all must be the same and at least 1.")
@@ -85,8 +87,18 @@ class Unit:
     @property
     def row_id(self) -> str:
         """Name of the released row: the image's row id, or ``person-<pid>``."""
-        kind, name = self.name.split(":", 1)
-        return name if kind == "image" else f"person-{name}"
+        return released_name(self.name)
+
+
+def released_name(unit: str) -> str:
+    """Return the name of the released row of a unit, by the unit's name in the ledger.
+
+    Example:
+        >>> released_name("image:0001_c1s1_000151_01.jpg"), released_name("person:7")
+        ('0001_c1s1_000151_01.jpg', 'person-7')
+    """
+    kind, name = unit.split(":", 1)
+    return name if kind == "image" else f"person-{name}"
 
 
 def select_rows(

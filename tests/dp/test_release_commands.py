@@ -404,3 +404,60 @@ def test_a_transform_that_was_fitted_on_the_gallery_is_refused(saved, capsys, ca
     save_file(arrays, "t.safetensors")  # as earlier versions wrote it
     assert run(commands.release_command, arguments("--transform", name, name="b", out="b"), capsys)[0] == 0
     assert "does not say what it was fitted on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--model", "log/modle.pth.tar-60"], "--model is 'log/modle.pth.tar-60', which is not there"),
+        (["--model", "weights.pth"], "--model is 'weights.pth', which is not there"),
+        (["--budgets", "1=2.0", "1=8"], "--budgets has pid 1 2 times"),
+        (
+            ["--mechanism", "gaussian:max_rows_per_person=0", "--max-rows-per-person", "1"],
+            "--max-rows-per-person is 1, and --mechanism has max_rows_per_person 0, too",
+        ),
+        (["--mechanism", "prior_subset:codewords=4", "--codewords", "8"], "--codewords is 8, and --mechanism has"),
+        (["--mechanism", "privunit_g", "--delta", "0"], "privunit_g"),  # research noise only
+    ],
+)
+def test_a_command_that_is_refused_opens_no_scope(saved, capsys, more, message):
+    code, _, err = run(commands.release_command, [*arguments(), *more], capsys)
+    assert code == 2
+    assert message in err
+    assert not list(Path("ledger").glob("*.jsonl")) if Path("ledger").exists() else True
+    assert run(commands.release_command, arguments(budget="20"), capsys)[0] == 0
+
+
+def test_other_weights_than_the_features_were_made_with_are_refused(saved, capsys):
+    with np.load("gallery.npz") as arrays:
+        np.savez("gallery.npz", **{**arrays, "model": np.array("sha256:" + 64 * "a")})
+    code, _, err = run(commands.release_command, arguments(), capsys)
+    assert code == 2
+    assert f"--gallery 'gallery.npz' was made with sha256:{64 * 'a'}" in err
+    assert run(commands.release_command, arguments("--model", "sha256:" + 64 * "a"), capsys)[0] == 0
+
+
+def test_a_first_release_of_people_opens_a_scope_of_people(saved, capsys):
+    """One of images would let two prototypes of a person, of other images, each have the whole budget."""
+    argv = arguments("--unit", "person", "--protocol", "enrolled", "--cameras", "0", budget="8")
+    assert run(commands.release_command, argv, capsys)[0] == 0
+    again = arguments("--unit", "person", "--protocol", "enrolled", "--cameras", "1", name="b", out="b", budget="8")
+    code, _, err = run(commands.release_command, again, capsys)
+    assert code == 2
+    assert "scope 'market', unit person" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["verify", "nonsense"], "verify takes no name, and 'nonsense' is given"),
+        (["show", "nonsense"], "show takes no name"),
+        (["show", "--release", "nowhere"], "--release is for verify and purge; with show it does nothing"),
+        (["purge", "a-0001", "--release", "x", "y"], "--release has 2 folders; purge deletes one"),
+    ],
+)
+def test_words_that_a_ledger_command_would_pass_over_are_refused(saved, capsys, argv, message):
+    run(commands.release_command, arguments(), capsys)
+    code, _, err = run(commands.ledger_command, [*argv, "--scope", "market"], capsys)
+    assert code == 2
+    assert message in err
