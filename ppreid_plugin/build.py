@@ -52,7 +52,7 @@ from .suppression import (
 )
 from .suppression.adversary_settings import AdversarySpec, settings_of
 from .suppression.image_transforms import describe_guarantee, insert_image_transforms
-from .zoo import resolve
+from .zoo import resolve, weights_of
 
 _log = logging.getLogger(__name__)
 
@@ -322,7 +322,8 @@ def build_engine(cfg: CfgNode) -> Any:
         **arguments,
     )
     if cfg.model.resume:
-        cfg.train.start_epoch = resume(engine, cfg.model.resume)
+        save_dir = None if cfg.test.evaluate else cfg.data.save_dir
+        cfg.train.start_epoch = resume(engine, cfg.model.resume, save_dir=save_dir)
         print(f"Continuing from '{cfg.model.resume}' after epoch {cfg.train.start_epoch}")
         if not cfg.test.evaluate and (left_out := modules_left_out(engine, cfg.model.resume)):
             _log.warning(
@@ -369,7 +370,7 @@ def _insert_image_transforms(cfg: CfgNode, manager: Any) -> None:
 
 def _weights_fingerprint(cfg: CfgNode) -> str:
     """Fingerprint of the weights that queries are extracted with; empty if they are not there yet."""
-    weights = cfg.model.resume or cfg.model.load_weights
+    weights = weights_of(cfg)
     return model_fingerprint(weights) if os.path.isfile(weights) else ""
 
 

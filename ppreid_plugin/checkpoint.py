@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from . import ranks
 from .dp.journal import write_file
 from .features import unwrap
 
@@ -25,6 +28,7 @@ _NUMPY_TYPES: list[Any] = [
     np.dtypes.Float64DType,
 ]
 LAST_FILE = "model-last.pth.tar"  # in the folder of each module: its state after the latest epoch
+BEST_MODEL = "model-best.pth.tar"  # there too: that of the best epoch, as torchreid calls it
 BEST_FILE = "best.json"  # beside the modules' folders: epoch and mAP of the best checkpoint on validation people
 STATES_FILE = "components.json"  # there too: what components keep beside their modules, by epoch and name
 _CLASSIFIER = re.compile(r"(^|\.)classifier(\.|$|\d|_)|^fc\.|^last_linear")
@@ -95,12 +99,13 @@ def load_weights(model: nn.Module, path: str | Path, *, model_name: str = "the m
     return missing
 
 
-def resume(engine: Any, path: str | Path) -> int:
+def resume(engine: Any, path: str | Path, *, save_dir: str | Path | None = None) -> int:
     """Continue from a checkpoint ``SAVE_DIR/model/model.pth.tar-N``: model, optimizer, scheduler, privacy modules.
 
     Args:
         engine: an engine made by ``with_privacy``; every registered module is loaded from its own folder.
         path: the checkpoint of the model.
+        save_dir: folder that the run goes on in, to which the best weights so far come along; None: none.
 
     Returns:
         The epoch to start from (N).
@@ -129,13 +134,43 @@ def resume(engine: Any, path: str | Path) -> int:
         unwrap(engine._models[name]).load_state_dict(checkpoint["state_dict"])
         engine._optims[name].load_state_dict(checkpoint["optimizer"])
         engine._scheds[name].load_state_dict(checkpoint["scheduler"])
-    best = path.parent.parent / BEST_FILE
-    if best.is_file():
-        engine.best = json.loads(best.read_text(encoding="utf-8"))
     epoch = int(loaded["model"]["epoch"])
+    engine.best = _best_until(engine, path.parent.parent, epoch)
+    if engine.best is not None and save_dir is not None and ranks.is_first():
+        _take_best_along(engine, path.parent.parent, Path(save_dir))
     engine.epoch = epoch - 1  # where nothing is left to train, torchreid saves under this one
     _take_small_states(engine, path.parent.parent / STATES_FILE, epoch)
     return epoch
+
+
+def _best_until(engine: Any, folder: Path, epoch: int) -> dict[str, float] | None:
+    """Return the best epoch so far of a run's folder; None: there is none up to ``epoch``, or its weights are gone."""
+    if not (path := folder / BEST_FILE).is_file():
+        return None
+    try:
+        best = dict(json.loads(path.read_text(encoding="utf-8")))
+        found = {"epoch": int(best["epoch"]), "mAP": float(best["mAP"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"'{path}' cannot be read ({error}). Remove it: the best epoch is then a later one."
+        ) from None
+    there = all((folder / name / BEST_MODEL).is_file() for name in engine.get_model_names())
+    return found if found["epoch"] <= epoch and there else None
+
+
+def _take_best_along(engine: Any, folder: Path, save_dir: Path) -> None:
+    """Copy the best weights so far to the folder in which a run goes on."""
+    if save_dir.resolve() == folder.resolve():
+        return
+    for name in engine.get_model_names():
+        (save_dir / name).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name / BEST_MODEL, save_dir / name / BEST_MODEL)
+    keep_best(save_dir, engine.best)
+
+
+def keep_best(folder: Path, best: Mapping[str, float]) -> None:
+    """Write which epoch is the best on validation people, complete or not at all."""
+    write_file(folder / BEST_FILE, (json.dumps(dict(best)) + "\n").encode("utf-8"))
 
 
 def keep_last(engine: Any, folder: Path, epoch: int) -> None:

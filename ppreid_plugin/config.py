@@ -192,6 +192,7 @@ def check_config(cfg: CfgNode) -> None:
                 f"train.fixbase_epoch is {cfg.train.fixbase_epoch} with loss.triplet.weight_x 0: the classifier that "
                 "would learn alone is not part of the loss. Set train.fixbase_epoch 0 or loss.triplet.weight_x > 0."
             )
+    _check_lists(cfg)
     if any(not isinstance(rank, int) or rank < 1 for rank in cfg.test.ranks):
         raise ConfigError(f"test.ranks is {cfg.test.ranks}, must hold whole numbers >= 1.")
     if cfg.test.feature_cache and cfg.data.type == "video" and cfg.video.sample_method == "random":
@@ -310,6 +311,34 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     elif type(value) is wanted:
         return value
     raise ConfigError(f"{key} in {source} is {value!r}, must be a {wanted.__name__} (default {default!r}).")
+
+
+def _check_lists(cfg: CfgNode) -> None:
+    """Check what torchreid would divide by, or take the first of."""
+    if cfg.sampler.num_instances < 1:
+        raise ConfigError(f"sampler.num_instances is {cfg.sampler.num_instances}, must be >= 1. 4 is usual.")
+    steps = cfg.train.stepsize
+    if not steps or any(isinstance(step, bool) or not isinstance(step, int) or step < 1 for step in steps):
+        raise ConfigError(
+            f"train.stepsize is {steps}, must hold whole numbers >= 1: epochs. Append: train.stepsize [20]"
+        )
+    for key, least in (("norm_mean", -math.inf), ("norm_std", 0.0)):
+        values = cfg.data[key]
+        if len(values) != 3 or not all(math.isfinite(value) and value > least for value in values):
+            what = "three numbers, one a color" + (", > 0" if least == 0 else "")
+            raise ConfigError(f"data.{key} is {values}, must be {what}. ImageNet's: {OPTIONS[f'data.{key}'][0]}")
+    if not math.isfinite(cfg.loss.triplet.margin):
+        raise ConfigError(f"loss.triplet.margin is {cfg.loss.triplet.margin}, must be a finite number. 0.3 is usual.")
+    if cfg.cuhk03.use_metric_cuhk03 and not cfg.test.exclude_same_camera:
+        raise ConfigError(
+            "cuhk03.use_metric_cuhk03 True leaves the query's camera out by definition, and "
+            "test.exclude_same_camera is False. Leave one of them out."
+        )
+    if not cfg.test.evaluate and 0 < cfg.train.max_epoch <= cfg.train.start_epoch:
+        raise ConfigError(
+            f"train.start_epoch is {cfg.train.start_epoch}, and train.max_epoch {cfg.train.max_epoch}: nothing would "
+            "be trained. Set train.max_epoch higher."
+        )
 
 
 def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:

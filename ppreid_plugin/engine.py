@@ -15,7 +15,6 @@ Without components the engine computes what torchreid's own computes.
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ranks
-from .checkpoint import BEST_FILE, LAST_FILE, keep_last, keep_small_states
+from .checkpoint import LAST_FILE, keep_best, keep_last, keep_small_states
 from .components import Batch, Component, Context
 from .data.validation import VALIDATION, training_set_for_features
 from .distributed import NoWriter, average_gradients, share_module
@@ -171,7 +170,7 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
             shutil.copyfile(folder / f"model.pth.tar-{epoch + 1}", folder / LAST_FILE)
         keep_small_states(self, Path(save_dir), epoch + 1)
         if self.best is not None:
-            Path(save_dir, BEST_FILE).write_text(json.dumps(self.best) + "\n", encoding="utf-8")
+            keep_best(Path(save_dir), self.best)
             print(f"Best on validation people: epoch {self.best['epoch']:.0f}, mAP {self.best['mAP']:.1%}")
 
 

@@ -17,7 +17,6 @@ from .retrieval import (
     EnrolledResult,
     OpenSetResult,
     RankingResult,
-    evaluate,
     evaluate_enrolled,
     evaluate_open_set,
 )
@@ -140,7 +139,7 @@ def protected_sets(
     """Return query and gallery as they are matched under ``gallery``, and the clean ones to compare them with.
 
     The clean ones are the sets as they are where the protected rows are the whole gallery; else the clean rows of the
-    same units, with the same queries.
+    same units, which went through the public transform, with the queries as they are matched.
 
     Raises:
         ValueError: what is put before the noise was fitted on this gallery.
@@ -155,7 +154,7 @@ def protected_sets(
     if gallery.is_whole_gallery:
         return protected, clean
     return protected, {
-        "query": query.take(counted),
+        "query": matched,
         "gallery": _as_extracted(gallery.clean_rows(rows.features, rows.pids, rows.camids)),
     }
 
@@ -168,6 +167,7 @@ def protected_result(
     anonymous: RankingResult,
     *,
     exclude_same_camera: bool,
+    clean_anonymous: RankingResult | None = None,
 ) -> ProtectedResult:
     """Compute the enrolled protocol, closed and open, for the clean and the protected gallery and gather all figures.
 
@@ -178,23 +178,18 @@ def protected_result(
         baseline: the clean ones they are compared with, from there too.
         anonymous: figures of the protected gallery in torchreid's protocol.
         exclude_same_camera: as in the evaluation.
+        clean_anonymous: figures of the clean ones in that protocol, where the protected rows are not the whole gallery.
     """
     arguments = (gallery.background_pids, exclude_same_camera)
     enrolled = _enrolled(protected, *arguments)
-    transformed = (
-        not gallery.is_whole_gallery
-    )  # then the clean rows went through the public transform, and queries must
-    if transformed:
-        matched = baseline["query"]
-        baseline = {**baseline, "query": matched.with_features(gallery.transform_query(matched.features).float())}
-    background = _background(gallery, clean["gallery"], transformed=transformed)
+    background = _background(gallery, clean["gallery"], transformed=not gallery.is_whole_gallery)
     clean_enrolled = _enrolled(baseline, *arguments)
     rows = (enrolled.rows_median, enrolled.rows_largest) if enrolled is not None else (1, 1)
     return ProtectedResult(
         anonymous=anonymous,
         enrolled=enrolled,
         open_set=open_set_figures(gallery, clean["gallery"], protected, exclude_same_camera=exclude_same_camera),
-        clean_anonymous=_anonymous(baseline, exclude_same_camera) if transformed else None,
+        clean_anonymous=clean_anonymous,
         clean_enrolled=clean_enrolled,
         clean_open_set=None if clean_enrolled is None else _open_set(baseline, background, *arguments),
         person_epsilon=(gallery.person_level_epsilon(rows[0]), gallery.person_level_epsilon(rows[1])),
@@ -204,11 +199,6 @@ def protected_result(
 
 def _as_extracted(rows: ProtectedRows) -> Extracted:
     return Extracted(rows.features.float(), rows.pids, rows.camids, rows.places)
-
-
-def _anonymous(sets: dict[str, Extracted], exclude_same_camera: bool) -> RankingResult:
-    protocol = "market1501" if exclude_same_camera else "all"
-    return evaluate(*_rows(sets), metric="cosine", protocol=protocol)
 
 
 def open_set_figures(

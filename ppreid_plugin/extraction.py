@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from . import build, ranks
+from .autocast import model_autocast
 from .config import ConfigError, disable_privacy
+from .data.csv_dataset import csv_folder_of
 from .data.validation import VALIDATION, held_out_set_for_features, training_set_for_features
 from .data.views import training_views
 from .dp.feature_files import model_fingerprint, save_features
@@ -26,12 +28,13 @@ from .feature_cache import cached_shards, purge
 from .feature_shards import FeatureShards
 from .inference import fast_model
 from .number_checks import require_whole
-from .zoo import resolve
+from .zoo import resolve, weights_of
 
 # makes the shards of a split from its loader, its items and its name; None: it is extracted in one go
 ShardMaker = Callable[[Any, Sequence[Any], str], FeatureShards | None]
 
 TRAIN_VIEWS = "train_views"  # the training split, and augmented views of it
+_SHARDS = ".shards"
 
 
 def extract_splits(
@@ -46,7 +49,8 @@ def extract_splits(
 
     Args:
         engine: a torchreid engine with data manager and model; it is switched to evaluation.
-        root: folder that row ids are relative to; empty keeps the loader's paths.
+        root: folder that row ids are relative to; images of a CSV data set outside of it are named relative to the
+            CSV's folder, others by their whole path; empty keeps the loader's paths.
         splits: names of those wanted; none: all. They are ``train``, ``validation`` (all rows of the people held out),
             ``query`` and ``gallery``; the last two with the target's name in front where there are several targets.
         fast: extract with a copy of the model made for inference (`inference_copy`).
@@ -64,7 +68,7 @@ def extract_splits(
     _require_splits(splits, list(makers))
     engine.set_model_mode("eval")
     found = {}
-    with fast_model(engine, fast):
+    with fast_model(engine, fast), model_autocast(engine):
         for split, make in makers.items():
             if not splits or split in splits:
                 loader, items = make()
@@ -101,7 +105,7 @@ def extract_views(
     loader = training_views(engine.datamanager, views, max_images, seed)
     items = loader.dataset.data  # type: ignore[attr-defined]
     shards = make_shards and make_shards(loader, items, TRAIN_VIEWS)
-    with fast_model(engine, fast):
+    with fast_model(engine, fast), model_autocast(engine):
         arrays = _arrays(extract(engine, loader, TRAIN_VIEWS, items, fast=fast, shards=shards), items, root)
     count = len(items) // views
     arrays["row_ids"] = np.array([f"{name}#view-{1 + n // count}" for n, name in enumerate(arrays["row_ids"])])
@@ -158,16 +162,18 @@ def extract_command(cfg: Any, args: argparse.Namespace) -> dict[str, Path]:
     engine = build.build_engine(cfg)
     names = list(_splits(engine.datamanager))
     _require_splits(args.splits, names)
-    model = resolve(cfg.model.load_weights or cfg.model.resume) if cfg.model.load_weights or cfg.model.resume else ""
-    fingerprint = model_fingerprint(model) if model else "untrained"
+    weights = weights_of(cfg)
+    fingerprint = model_fingerprint(resolve(weights)) if weights else "untrained"
     out.mkdir(parents=True, exist_ok=True)
+    if ranks.world_size() == 1:
+        _drop_shards(out)  # of a run in several processes that did not end
     fast = not args.plain
 
     def make_shards(loader: Any, items: Sequence[Any], split: str) -> FeatureShards | None:
         kept = bool(cache) and not (protected and (split.endswith("gallery") or split == "validation"))
         if not kept and ranks.world_size() == 1:
             return None
-        folder = cache if kept else out / ".shards"  # beside the files that they become
+        folder = cache if kept else out / _SHARDS  # beside the files that they become
         return cached_shards(folder, engine, loader, items, split, fast=fast, keep=kept)
 
     written: dict[str, Path] = {}
@@ -186,10 +192,17 @@ def extract_command(cfg: Any, args: argparse.Namespace) -> dict[str, Path]:
             more = extract_views(engine, views, seed=cfg.train.seed, **common)
             write(TRAIN_VIEWS, {name: np.concatenate([rows, more[name]]) for name, rows in arrays.items()})
     if ranks.is_first():
-        with contextlib.suppress(OSError):  # there only if ranks shared it, and then empty
-            (out / ".shards").rmdir()
+        _drop_shards(out)
     print("These files hold clean features, which are the unprotected gallery: keep them as the images themselves.")
     return written
+
+
+def _drop_shards(out: Path) -> None:
+    """Delete the clean features that ranks share beside the files while they are extracted."""
+    if (folder := out / _SHARDS).is_dir():
+        purge(folder)
+        with contextlib.suppress(OSError):  # something of somebody else's lies there
+            folder.rmdir()
 
 
 def _require_splits(splits: Sequence[str], names: Sequence[str]) -> None:
@@ -227,5 +240,11 @@ def _arrays(extracted: Extracted, items: Sequence[Any], root: str) -> dict[str, 
 
 
 def _row_id(path: str | Sequence[str], root: str) -> str:
+    """Return the name of an image for good: what it is called must not depend on where a program was started."""
     first = path if isinstance(path, str) else path[0]  # a tracklet is known by its first frame
-    return Path(os.path.relpath(first, root) if root else first).as_posix()
+    if not root:
+        return Path(first).as_posix()
+    place, base = (Path(os.path.abspath(os.path.expanduser(one))) for one in (first, root))
+    if not place.is_relative_to(base) and (described := csv_folder_of(first)) is not None:
+        return Path(os.path.relpath(place, described)).as_posix()
+    return (place.relative_to(base) if place.is_relative_to(base) else place).as_posix()

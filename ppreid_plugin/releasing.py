@@ -14,13 +14,13 @@ from .cli import parse_config, train_parser
 from .config import ConfigError, disable_privacy
 from .data.validation import some_places
 from .dp.commands import list_text, release_command, release_parser, release_rows, require_flags
-from .dp.feature_files import model_fingerprint
+from .dp.feature_files import model_fingerprint, require_other_rows
 from .dp.mechanisms import MECHANISMS
 from .dp.spec import MechanismSpec
 from .dp.stored import Release
 from .dp.units import GalleryRows
 from .extraction import extract_splits, extract_views
-from .zoo import resolve
+from .zoo import resolve, weights_of
 
 # flags of the release that have a key in the configuration
 _KEYS = {"epsilon": "epsilon", "delta": "delta", "unit": "unit", "transform": "transform"}
@@ -48,17 +48,23 @@ def release(argv: Sequence[str]) -> Release | None:
     if args.unit == "person" and not args.cameras:
         args.cameras = list(gallery.enroll_cameras)
     require_flags(args, "name", *(() if args.dry_run else ("out",)))
-    weights = cfg.model.load_weights or cfg.model.resume
+    weights = weights_of(cfg)
     if not weights:
         raise ConfigError("model.load_weights is empty; a release needs a trained model. Append model.load_weights F.")
     if len(cfg.data.targets) > 1:
         raise ConfigError(f"data.targets is {cfg.data.targets}; a release is of one gallery. Give one: -t NAME")
+    if cfg.data.combineall:
+        raise ConfigError(
+            "data.combineall is True: what is fitted on the training split would be fitted on the gallery, which voids "
+            "the guarantee. Set data.combineall False."
+        )
     args.model = args.model or model_fingerprint(resolve(weights))
     cfg.test.evaluate = True
     disable_privacy(cfg)
     engine = build.build_engine(cfg)
     arrays = extract_splits(engine, root=cfg.data.root, splits=["train", "gallery"])
     train, rows = arrays["train"], arrays["gallery"]
+    require_other_rows(train["row_ids"].tolist(), rows["row_ids"].tolist(), "the training split", "the gallery")
     some = some_places(len(train["pids"]), gallery.fit_images, cfg.train.seed)
     features, pids = train["features"][some], train["pids"][some]
     if gallery.fit_views:

@@ -158,11 +158,22 @@ class EvaluationMixin:
         try:
             options = {**options, "dist_metric": "cosine", "normalize_feature": False, "save_dir": save_dir}
             _, rankings = self._replay(protected, options)
+            beside: list[Any] = [None] * len(rankings)
+            if not gallery.is_whole_gallery:
+                print("##### Clean rows of the same units, for comparison #####")
+                clean = {name: baseline for name, (_, baseline) in made.items()}
+                _, beside = self._replay(clean, {**options, "visrank": False})
         finally:
             self.writer = writer
-        for (name, roles), ranking in zip(protected.items(), rankings, strict=True):
+        for (name, roles), ranking, clean_ranking in zip(protected.items(), rankings, beside, strict=True):
             result = protected_result(
-                gallery, sets[name], roles, made[name][1], ranking, exclude_same_camera=self.exclude_same_camera
+                gallery,
+                sets[name],
+                roles,
+                made[name][1],
+                ranking,
+                exclude_same_camera=self.exclude_same_camera,
+                clean_anonymous=clean_ranking,
             )
             self.results[name].protected.append(result)
             print(result.table(name, self.results[name].clean))

@@ -10,6 +10,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from yacs.config import CfgNode
+
 from .registry import closest
 
 PREFIX = "zoo:"
@@ -68,6 +70,11 @@ SHA256: dict[str, str] = {
 
 class ZooError(ValueError):
     """A model of the zoo that cannot be had; the message says which file to put where."""
+
+
+def weights_of(cfg: CfgNode) -> str:
+    """Return the weights that a configuration's model ends up with: a resumed run's replace those it started from."""
+    return str(cfg.model.resume or cfg.model.load_weights)
 
 
 def resolve(spec: str) -> str:

@@ -331,3 +331,26 @@ def test_a_key_without_a_value_is_named_and_takes_no_flag():
     with pytest.raises(ConfigError, match="give train.max_epoch a value before --root"):
         split_options(["train.max_epoch", "--root", "data"])
     assert split_options(["test.eval_freq", "-1"]) == ([], ["test.eval_freq", "-1"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["sampler.num_instances", "0"], "sampler.num_instances is 0, must be >= 1"),
+        (["train.stepsize", "[]"], r"train.stepsize is \[\], must hold whole numbers >= 1"),
+        (["train.stepsize", "[0]"], "train.stepsize is"),
+        (["data.norm_std", "[0.2, 0.0, 0.2]"], "data.norm_std is .*, must be three numbers, one a color, > 0"),
+        (["data.norm_mean", "[0.5]"], "data.norm_mean is .*, must be three numbers, one a color. ImageNet's"),
+        (["loss.triplet.margin", "nan"], "loss.triplet.margin is nan"),
+        (
+            ["cuhk03.use_metric_cuhk03", "True", "test.exclude_same_camera", "False"],
+            "cuhk03.use_metric_cuhk03 True leaves the query's camera out by definition",
+        ),
+        (["train.start_epoch", "5", "train.max_epoch", "5"], "train.start_epoch is 5, and train.max_epoch 5: nothing"),
+    ],
+)
+def test_values_that_would_end_in_a_traceback_or_do_nothing_are_refused(options, message):
+    cfg = get_default_config()
+    merge_options(cfg, options)
+    with pytest.raises(ConfigError, match=message):
+        check_config(cfg)

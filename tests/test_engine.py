@@ -592,3 +592,29 @@ def test_an_extra_module_without_optimizer_is_saved_too(make_engine, run_engine,
     run_engine(engine)
     saved = torch.load(f"{engine.cfg.data.save_dir}/extra/model.pth.tar-1", weights_only=True)
     assert saved["state_dict"].keys() == {"weight", "bias"}
+
+
+def test_the_best_epoch_comes_along_or_is_forgotten_with_its_weights(make_engine, run_engine, tmp_path):
+    options = ("privacy.validation.ids_fraction", 0.4, "test.eval_freq", 1, "privacy.deid.enabled", True)
+    first = make_engine(*options, "train.max_epoch", 2)
+    run_engine(first)
+    folder = Path(first.cfg.data.save_dir)
+    best = json.loads((folder / "best.json").read_text())
+    last = folder / "model" / LAST_FILE
+
+    again = make_engine(*options, "train.max_epoch", 3, "model.resume", last, "data.save_dir", tmp_path / "other")
+    assert again.best == best
+    assert json.loads((tmp_path / "other" / "best.json").read_text()) == best
+    for name in again.get_model_names():
+        copied = tmp_path / "other" / name / "model-best.pth.tar"
+        assert copied.read_bytes() == (folder / name / "model-best.pth.tar").read_bytes()
+    tested = make_engine(*options, "model.resume", last, "test.evaluate", True, "data.save_dir", tmp_path / "tested")
+    assert tested.best == best
+    assert not (tmp_path / "tested" / "best.json").exists()
+
+    (folder / "best.json").write_text(json.dumps({"epoch": 2, "mAP": 0.9}))
+    early = make_engine(*options, "train.max_epoch", 3, "model.resume", folder / "model" / "model.pth.tar-1")
+    assert early.best is None  # of an epoch that is trained again
+    (folder / "best.json").write_text('{"epoch": 2')
+    with pytest.raises(CheckpointError, match="best.json' cannot be read .*Remove it"):
+        make_engine(*options, "train.max_epoch", 3, "model.resume", last)

@@ -1,14 +1,17 @@
 """Feature files: the same features as torchreid's own extraction, marked as clean, never overwritten by accident."""
 
+import json
 import stat
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from ppreid_plugin import cli
+from ppreid_plugin import cli, extraction
+from ppreid_plugin.data.csv_dataset import register_csv_dataset
 from ppreid_plugin.data.validation import VALIDATION, split_query_gallery
-from ppreid_plugin.dp.feature_files import load_arrays, load_gallery
+from ppreid_plugin.dp.feature_files import load_arrays, load_gallery, model_fingerprint
 from ppreid_plugin.extraction import extract_splits
 from ppreid_plugin.toolbox import utils
 
@@ -101,3 +104,61 @@ def test_an_unknown_split_is_named_before_anything_is_extracted(make_engine, arg
     assert not (tmp_path / "features").exists()
     with pytest.raises(ValueError, match=r"--splits has 'probe'; there are: train, query, gallery"):
         extract_splits(make_engine("test.evaluate", True), splits=["probe"])
+
+
+def test_an_image_is_called_the_same_wherever_a_program_is_started(tmp_path, monkeypatch):
+    """Accounts of the ledger are names of rows: by another name an image would have the budget again."""
+    data, here, there = (tmp_path / name for name in ("own", "a", "b/c"))
+    for folder in (data / "images", here, there):
+        folder.mkdir(parents=True)
+    lines = ["path,pid,camid,split", "images/t.png,1,0,train", "images/q.png,7,0,query", "../g.png,7,1,gallery"]
+    (data / "own.csv").write_text("\n".join(lines))
+    register_csv_dataset(f"named_{tmp_path.name.replace('-', '_')}={data / 'own.csv'}")
+    found = []
+    for folder in (here, there):
+        monkeypatch.chdir(folder)
+        found.append([extraction._row_id(str(data / name), "reid-data") for name in ("images/q.png", "../g.png")])
+        found[-1].append(extraction._row_id(str(tmp_path / "other" / "x.jpg"), "reid-data"))
+        monkeypatch.setenv("HOME", str(tmp_path))
+        found[-1].append(extraction._row_id(str(tmp_path / "reid" / "market" / "x.jpg"), "~/reid"))
+    assert found[0] == found[1]
+    assert found[0] == ["images/q.png", "../g.png", (tmp_path / "other" / "x.jpg").as_posix(), "market/x.jpg"]
+
+
+def test_features_are_said_to_be_of_the_weights_that_made_them(pedestrians, make_engine, tmp_path):
+    """A run that goes on has the weights of model.resume, whatever it started from."""
+    start, end = tmp_path / "start.pth", tmp_path / "end.pth"
+    for seed, path in enumerate((start, end)):
+        torch.manual_seed(seed)
+        engine = make_engine()
+        state = {"epoch": 1, "optimizer": engine.optimizer.state_dict(), "scheduler": engine.scheduler.state_dict()}
+        torch.save({"state_dict": engine.model.state_dict(), **state}, path)
+    options = ["model.load_weights", start, "model.resume", end, "model.name", "osnet_x0_25", "data.height", 64]
+    options += ["data.width", 32, "data.workers", 0, "use_gpu", False, "data.save_dir", tmp_path / "log"]
+    options += ["data.sources", "['synthetic_pedestrians']", "data.targets", "['synthetic_pedestrians']"]
+    argv = ["--root", pedestrians, "--out", tmp_path / "out", "--splits", "query", *options]
+    assert cli.run(cli.extract_features, [str(word) for word in argv]) == 0
+    with np.load(tmp_path / "out" / "query.npz") as arrays:
+        assert str(arrays["model"]) == model_fingerprint(str(end))
+
+
+def test_clean_features_of_ranks_that_were_stopped_are_deleted(pedestrians, make_cfg, tmp_path):
+    left = tmp_path / "out" / ".shards" / "746e"
+    left.mkdir(parents=True)
+    (left / "about.json").write_text(json.dumps({"privacy": "clean"}))
+    (left / "rows-000000000.safetensors").write_bytes(b"clean rows")
+    args = SimpleNamespace(
+        out=tmp_path / "out", splits=["query"], views=0, overwrite=False, plain=True, purge_cache=False
+    )
+    extraction.extract_command(make_cfg(), args)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["query.npz"]
+
+
+def test_amp_extracts_in_bfloat16(pedestrians, make_engine):
+    plain, half = (
+        extraction.extract_splits(make_engine("train.amp", amp), splits=["query"])["query"]["features"]
+        for amp in (False, True)
+    )
+    assert not np.array_equal(plain, half)
+    cosine = (plain * half).sum(1) / np.linalg.norm(plain, axis=1) / np.linalg.norm(half, axis=1)
+    assert cosine.min() > 0.99

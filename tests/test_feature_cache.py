@@ -16,6 +16,8 @@ from ppreid_plugin.dp.feature_files import load_arrays
 from ppreid_plugin.extracting import extract
 from ppreid_plugin.feature_cache import cached_shards, purge
 from ppreid_plugin.feature_shards import FeatureShards, ShardError
+from ppreid_plugin.suppression import DEID_TARGETS, DeIDTarget
+from ppreid_plugin.suppression.image_transforms import ImageTransform, parse_image_transform
 
 TARGET = "synthetic_pedestrians"
 
@@ -276,3 +278,25 @@ def test_what_cannot_be_kept_or_purged_is_said(make_cfg, tmp_path):
         purge(tmp_path / "nowhere")
     with pytest.raises(config.ConfigError, match="--purge-cache needs the cache's folder"):
         cli.extract_features(["--purge-cache", "--out", str(tmp_path)])
+
+
+class Strength(DeIDTarget):
+    """Keeps its argument under another name."""
+
+    def __init__(self, strength: float = 0.5) -> None:
+        self._scale = strength
+
+    def __call__(self, images):
+        return images * self._scale
+
+
+def test_a_transform_is_told_by_what_it_does_and_alike_in_every_process(monkeypatch):
+    monkeypatch.setitem(DEID_TARGETS._entries, "strength", Strength)
+    shown = [
+        repr(ImageTransform(spec, parse_image_transform(spec), fresh=False))
+        for spec in ("strength", "strength:strength=0.1", "strength:strength=1.0", "mask", "mask:blocks=4", "pixelate")
+    ]
+    assert len(set(shown)) == len(shown)
+    assert not any(" at 0x" in text for text in shown)
+    assert "silhouette_of" in shown[3]
+    assert shown[5] == "pixelate(blocks=8)"

@@ -249,3 +249,36 @@ def test_a_release_is_evaluated_with_the_weights_that_made_it(pedestrians, tmp_p
         make_engine(*GALLERY, "privacy.gallery.release", tmp_path / "release", "test.visrank", True)
     with pytest.raises(ValueError, match="while training; a stored release fits the weights"):
         make_engine("privacy.gallery.enabled", True, "privacy.gallery.release", tmp_path / "release")
+
+
+@pytest.mark.parametrize("more", [("test.rerank", True), ("cuhk03.use_metric_cuhk03", True)])
+def test_clean_rows_are_ranked_as_the_protected_rows_beside_them(make_engine, run_engine, more):
+    """With no noise to speak of both are the same rows: what differs would be the protocol."""
+    limit = ("privacy.gallery.max_rows_per_person", 2, "privacy.gallery.epsilon", 1e6)
+    found = []
+    for options in (more, ()):
+        engine = make_engine(*GALLERY, *limit, *options)
+        run_engine(engine)
+        found.append(engine.results[TARGET].protected[0])
+    result, plain = found
+    np.testing.assert_allclose(result.clean_anonymous.cmc, result.anonymous.cmc, atol=0.01)
+    assert result.clean_anonymous.mAP == pytest.approx(result.anonymous.mAP, abs=0.01)
+    assert np.abs(plain.anonymous.cmc - result.anonymous.cmc).max() > 0.03
+
+
+def test_nothing_is_fitted_on_the_gallery_through_combineall(pedestrians, tmp_path, weights, capsys, monkeypatch):
+    argv = flags(pedestrians, tmp_path, weights)
+    (tmp_path / "c.yaml").write_text("model: {name: osnet_x0_25}\n")
+    assert cli.run(releasing.release, [*argv, "data.combineall", "True"]) == 2
+    assert "data.combineall is True: what is fitted on the training split would be" in capsys.readouterr().err
+    extract_splits = releasing.extract_splits
+
+    def overlapping(*args, **kwargs):
+        made = extract_splits(*args, **kwargs)
+        made["train"]["row_ids"][0] = made["gallery"]["row_ids"][3]
+        return made
+
+    monkeypatch.setattr(releasing, "extract_splits", overlapping)
+    assert cli.run(releasing.release, argv) == 2
+    assert "the training split holds 1 rows of the gallery, such as " in capsys.readouterr().err
+    assert not (tmp_path / "release").exists()

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..dp.feature_files import load_arrays
 from .checks import DataError
 
 ByPerson: TypeAlias = Mapping[int, Mapping[str, int]]
@@ -59,8 +60,7 @@ def load_attribute_words(path: str | Path) -> tuple[dict[int, dict[str, int]], d
     if path.suffix == ".csv":
         return _load_csv(path)
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return attributes_by_pid(dict(arrays), str(path)), {}
+        return attributes_by_pid(load_arrays(path), str(path)), {}
     raise ValueError(f"attribute labels '{path}' end in '{path.suffix}'; allowed: .mat, .csv, .npz.")
 
 

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import csv
 import functools
+import os
 import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from ..toolbox import data, image_datasets
 
 COLUMNS = ("path", "pid", "camid", "split")
 SPLITS = ("train", "query", "gallery")
+_FOLDERS: dict[str, Path] = {}  # of the registered CSV file, by image
 
 Item = tuple[str, int, int]
 
@@ -28,7 +33,8 @@ class CSVDataset(data.ImageDataset):
     """torchreid image data set read from a CSV file (see the module's docstring).
 
     Train pids are relabeled from 0 in sorted order. Query and gallery share one numbering of pids, all splits one of
-    camids. A pid written as a number keeps it in query and gallery (0 stays background, -1 is dropped).
+    camids. A pid written as a number keeps it in query and gallery (0 stays background, -1 is dropped); words are
+    numbered after the largest.
 
     Args:
         csv_file: the file.
@@ -77,7 +83,7 @@ def register_csv_dataset(spec: str) -> str:
     if not separator or not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or not file:
         raise ValueError(f"--dataset is '{spec}', must be NAME=FILE.csv with a NAME of letters, digits, '_', '-', '.'.")
     path = str(Path(file).resolve())
-    _read_rows(Path(path))
+    _FOLDERS.update({row["path"]: Path(path).parent for row in _read_rows(Path(path))})
     known = image_datasets()
     if name in known:
         if isinstance(known[name], functools.partial) and known[name].keywords.get("csv_file") == path:
@@ -87,11 +93,16 @@ def register_csv_dataset(spec: str) -> str:
     return name
 
 
+def csv_folder_of(image: str) -> Path | None:
+    """Return the folder of the registered CSV file that describes an image; None: none does."""
+    return _FOLDERS.get(os.path.normpath(image))
+
+
 def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"data set file '{path}' does not exist. Give a CSV with columns {', '.join(COLUMNS)}.")
     rows = []
-    with path.open(newline="", encoding="utf-8-sig") as stream:
+    with _readable(path), path.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream, skipinitialspace=True)
         missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
         if missing:
@@ -107,23 +118,42 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
                 raise CSVFormatError(f"{where}: {', '.join(empty)} is empty.")
             if values["split"] not in SPLITS:
                 raise CSVFormatError(f"{where}: split is '{values['split']}'; allowed: {', '.join(SPLITS)}.")
-            values["path"] = str((path.parent / values["path"]).absolute())
+            values |= {name: str(int(values[name])) for name in ("pid", "camid") if _is_number(values[name])}  # 01 is 1
+            values["path"] = os.path.normpath((path.parent / values["path"]).absolute())
             rows.append(values)
     if not rows:
         raise CSVFormatError(f"{path} has no rows below its header.")
     twice = {r["path"] for r in rows if r["split"] == "query"} & {r["path"] for r in rows if r["split"] == "gallery"}
     if twice:
         raise CSVFormatError(f"{path}: {len(twice)} images are query and gallery at once, such as '{min(twice)}'.")
+    counts = Counter(row["path"] for row in rows if row["split"] == "gallery")
+    if doubled := [image for image, count in counts.items() if count > 1]:
+        raise CSVFormatError(f"{path}: {len(doubled)} images are in the gallery twice, such as '{min(doubled)}'.")
     return rows
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise CSVFormatError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8.") from None
+    except csv.Error as error:
+        raise CSVFormatError(f"{path} cannot be read as CSV ({error}). Look for a quote that is not closed.") from None
+
+
 def _natural(text: str) -> tuple[int, int, str]:
-    return (0, int(text), "") if re.fullmatch(r"-?\d+", text) else (1, 0, text)
+    return (0, int(text), "") if _is_number(text) else (1, 0, text)
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?\d+", text) is not None
 
 
 def _numbering(texts: list[str], *, first: int) -> dict[str, int]:
-    """Give every distinct text a number: its own where it is one and all are, else its place in sorted order."""
+    """Give every distinct text a number: its own where it is one; words come after these, in sorted order."""
     distinct = sorted(set(texts), key=_natural)
-    if all(re.fullmatch(r"-?\d+", text) for text in distinct):
-        return {text: int(text) for text in distinct}
-    return {text: first + index for index, text in enumerate(distinct)}
+    numbers = {text: int(text) for text in distinct if _is_number(text)}
+    words = [text for text in distinct if text not in numbers]
+    start = max([first - 1, *numbers.values()]) + 1
+    return numbers | {text: start + index for index, text in enumerate(words)}

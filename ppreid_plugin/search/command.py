@@ -88,12 +88,14 @@ def build(argv: Sequence[str]) -> IndexRecord:
 def search(argv: Sequence[str]) -> list[tuple[str, Hits]]:
     """Search one index, or several as shards of one gallery; print a table, and write all hits as JSON if asked."""
     parser = _search_parser()
-    if "--images" in argv:
+    if any(word.partition("=")[0] == "--images" for word in argv):
         known = {flag for action in parser._actions for flag in action.option_strings}
         for action in train_parser()._actions:
             if action.option_strings and not known & set(action.option_strings):
                 parser._add_action(action)
         cfg, args = parse_config(parser, argv)
+        if args.query:
+            raise ValueError("--query is given beside --images: search for one of them.")
         queries = image_queries(cfg, args.images)
     else:
         args = parser.parse_args(argv)
@@ -156,7 +158,12 @@ def delete(argv: Sequence[str]) -> int:
     for folder, count in counts.items():
         record = read_record(Path(folder))
         names += [record.release["release"]] if record and count else []
-        print(f"Deleted {count} rows from '{folder}'; later builds leave them out.")
+        print(f"Deleted {count} rows from '{folder}'{'; later builds leave them out' if count else ''}.")
+        if record and args.pid and "pids" not in record.labels:
+            print(
+                f"'{folder}' keeps the names of these rows and nobody's pid. Rows that a later --append of the release "
+                "holds of the same people are not known to be theirs: delete them again then, with its map (--truth)."
+            )
     for name in dict.fromkeys(names):
         print(
             f"The folder of release {name} still holds them. A release is never edited: draw one without these people "

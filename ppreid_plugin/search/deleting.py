@@ -62,7 +62,8 @@ def delete_everywhere(
     """Delete people or single rows from every one of several indexes; return how many rows that were, by folder.
 
     Args:
-        folders: of the indexes, each once; one that holds nothing of what is named stays as it is.
+        folders: of the indexes, each once; one that holds nothing of what is named notes people who are named by pid,
+            so that a later build leaves them out, too.
         pids: as in :func:`delete_rows`.
         row_ids: as there.
         truth: as there; each map of one of the indexes' releases.
@@ -87,7 +88,7 @@ def delete_everywhere(
             indexes.append(opened.enter_context(open_index(place)))
         doomed = _doomed(indexes, pids, row_ids, maps)
         return {
-            str(folder): _delete(index, chosen, batch_rows)
+            str(folder): _delete(index, chosen, pids, batch_rows)
             for folder, index, chosen in zip(folders, indexes, doomed, strict=True)
         }
 
@@ -152,18 +153,22 @@ def _with_unfinished(index: GalleryIndex, known: OptOuts, pids: Collection[int],
     return doomed_rows(index, {*pids, *known.pids}, {*row_ids, *known.rows})
 
 
-def _delete(index: GalleryIndex, doomed: Doomed, batch_rows: int) -> int:
+def _delete(index: GalleryIndex, doomed: Doomed, pids: Collection[int], batch_rows: int) -> int:
     folder, current = index.folder, index.record
+    known = known_opt_outs(folder, current)
     if not doomed.rows:
         clean(folder)
-        settled = replace(current, options=_settled(current.options), rows=index.count())
+        out = known.with_more(pids, ()) if "pids" in current.labels else known  # an append may hold them
+        if out != known:
+            out.write(folder)
+        settled = replace(current, options=_settled(current.options), rows=index.count(), opted_out=out.as_json())
         if settled != current:
             settled.write(folder)
         return 0
-    known = known_opt_outs(folder, current)
     out = _with_doomed(known, doomed, by_pid="pids" in current.labels)
     out.write(folder)  # first: a deletion that is cut off can be asked for again, and a build heeds it
     if index.erases_in_place:
+        clean(folder)  # what a build that was stopped has of them
         return _erase(index, doomed, out)
     source = IndexSource(index, doomed.rows)
     record = replace(

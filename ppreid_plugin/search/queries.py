@@ -18,7 +18,7 @@ from ppreid_plugin.dp.feature_files import load_arrays, model_fingerprint, row_n
 from ppreid_plugin.search.index import GalleryIndex
 from ppreid_plugin.suppression.image_transforms import insert_image_transforms
 from ppreid_plugin.toolbox import submodule
-from ppreid_plugin.zoo import resolve
+from ppreid_plugin.zoo import resolve, weights_of
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -94,7 +94,7 @@ def image_queries(cfg: CfgNode, places: Sequence[str]) -> Queries:
     Raises:
         ValueError: no weights, no image, or an image that cannot be read.
     """
-    weights = cfg.model.load_weights or cfg.model.resume
+    weights = weights_of(cfg)
     if not weights:
         raise ValueError(
             "model.load_weights is empty; image queries need a trained model. Append model.load_weights F."

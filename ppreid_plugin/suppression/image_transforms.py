@@ -48,8 +48,18 @@ class ImageTransform:
 
     def __repr__(self) -> str:
         arguments = inspect.signature(type(self.target)).parameters
-        given = [f"{name}={getattr(self.target, name)!r}" for name in arguments if hasattr(self.target, name)]
-        return f"{self.spec.partition(':')[0]}({', '.join(given)})"
+        told = {name: _shown(getattr(self.target, name)) for name in arguments if hasattr(self.target, name)}
+        name, _, given = self.spec.partition(":")
+        # arguments that the target keeps under another name stand as they were written
+        written = dict(part.partition("=")[::2] for part in given.split("+") if part)
+        return f"{name}({', '.join(f'{key}={value}' for key, value in (written | told).items())})"
+
+
+def _shown(value: object) -> str:
+    """Return a value as text that is the same in every process: of a function its name, not its address."""
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return repr(value)
 
 
 def image_transform_names() -> list[str]:

@@ -73,3 +73,29 @@ def test_a_name_is_registered_once_and_never_taken_over(write, tmp_path):
 def test_a_spec_of_another_form_is_an_error(spec):
     with pytest.raises(ValueError, match=r"must be NAME=FILE\.csv"):
         register_csv_dataset(spec)
+
+
+def test_a_number_is_one_person_however_it_is_written_and_beside_words(write):
+    text = "a.jpg,1,0,train\nb.jpg,01,0,train\nc.jpg,2,0,train\nq.jpg,0005,1,query\ng.jpg,5,02,gallery\n"
+    dataset = CSVDataset(str(write(HEADER + text + "z.jpg,0,2,gallery\nw.jpg,Eve,2,gallery\n")), verbose=False)
+    assert [item[1] for item in dataset.train] == [0, 0, 1]
+    assert [item[1:3] for item in dataset.query + dataset.gallery] == [(5, 1), (5, 2), (0, 2), (6, 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEADER + GOOD + "../{folder}/q.jpg,7,1,gallery\n", "1 images are query and gallery at once, such as .*q.jpg"),
+        (HEADER + GOOD + "g.jpg,3,2,gallery\n", "1 images are in the gallery twice, such as .*g.jpg"),
+        (HEADER + GOOD + 'x.jpg,"7,1,gallery\n' + 40_000 * "a.jpg,7,1,train\n", "cannot be read as CSV .*quote"),
+    ],
+)
+def test_images_twice_and_files_that_are_no_csv_are_named(write, tmp_path, text, message):
+    with pytest.raises(CSVFormatError, match=message):
+        CSVDataset(str(write(text.format(folder=tmp_path.name))), verbose=False)
+
+
+def test_another_encoding_is_named(tmp_path):
+    (tmp_path / "l.csv").write_bytes((HEADER + "é.jpg,1,1,train\n").encode("latin-1"))
+    with pytest.raises(CSVFormatError, match=r"l.csv is not UTF-8 \(.* at byte \d+\). Save it as UTF-8"):
+        CSVDataset(str(tmp_path / "l.csv"), verbose=False)

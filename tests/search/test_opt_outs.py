@@ -276,5 +276,24 @@ def test_people_are_deleted_from_every_index_that_has_them(tmp_path, drawn):
         delete_everywhere([folders[0], folders[1], folders[0]], pids=[6], truth=maps)
     assert list(delete_everywhere(folders, pids=[6], truth=maps).values()) == [0, 3, 0]  # only the append has them
     assert list(delete_everywhere(folders, pids=[5], truth=maps).values()) == [4, 7, 4]
-    assert read_record(folders[0]).opted_out == {"pids": [5], "rows": []}
+    assert read_record(folders[0]).opted_out == {"pids": [5, 6], "rows": []}  # 6 stays out of its appends, too
     assert set(before[2]) - set(names(folders[2])) == rows_of(5, maps[2])
+
+
+def test_a_shard_that_did_not_hold_a_person_keeps_him_out_of_an_append(tmp_path, drawn, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shard")
+    release(folder, out="short", name="e")
+    build_index(folder / "short", tmp_path / "a")
+    build_index(drawn / "enrolled", tmp_path / "b")
+    shutil.copytree(folder / "short", folder / "kept")
+    release(folder, grown(), out="short", name="e", append=True)
+    with pytest.raises(ValueError, match="pid 6 has no row in any"):
+        delete_everywhere([tmp_path / "a", tmp_path / "b"], pids=[6])
+    build_index(folder / "short", tmp_path / "c")
+    assert list(delete_everywhere([tmp_path / "a", tmp_path / "c"], pids=[6]).values()) == [0, 3]
+    assert read_record(tmp_path / "a").opted_out == {"pids": [6], "rows": []}
+    build_index(folder / "short", tmp_path / "a")
+    with open_index(tmp_path / "a") as index:
+        pids = {int(pid) for batch in index.batches(0, 99) for pid in batch.pids}
+    assert 6 not in pids
+    assert 5 in pids
