@@ -52,7 +52,7 @@ from .suppression import (
 )
 from .suppression.adversary_settings import AdversarySpec, settings_of
 from .suppression.image_transforms import describe_guarantee, insert_image_transforms
-from .zoo import resolve, weights_of
+from .zoo import PREFIX, cached_path, resolve, weights_of
 
 _log = logging.getLogger(__name__)
 
@@ -88,6 +88,11 @@ def check(cfg: CfgNode) -> None:
     if not cfg.data.download:
         datasets = list(dict.fromkeys([*cfg.data.sources, *cfg.data.targets]))
         check_dataset_folders(cfg.data.root, datasets, kind=cfg.data.type)
+    if str(cfg.model.resume).startswith(PREFIX):
+        raise ConfigError(
+            f"model.resume is '{cfg.model.resume}'; the zoo has weights, and no state of a training to go on from. "
+            f"Start from them: model.load_weights {cfg.model.resume}"
+        )
     for option in ("load_weights", "resume"):
         path = str(cfg.model[option])
         if path and not path.startswith("zoo:") and not os.path.isfile(path):
@@ -370,7 +375,7 @@ def _insert_image_transforms(cfg: CfgNode, manager: Any) -> None:
 
 def _weights_fingerprint(cfg: CfgNode) -> str:
     """Fingerprint of the weights that queries are extracted with; empty if they are not there yet."""
-    weights = weights_of(cfg)
+    weights = cached_path(weights_of(cfg))
     return model_fingerprint(weights) if os.path.isfile(weights) else ""
 
 

@@ -73,7 +73,8 @@ def cached_shards(
             "Pillow": str(PIL.__version__),
         },
     }
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+    decides = {name: value for name, value in about.items() if name != "set"}  # what a tool calls it changes no feature
+    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
     Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
     return FeatureShards(Path(folder, key), len(items), loader.batch_size, about=about, keep=keep)
 

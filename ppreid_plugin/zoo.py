@@ -97,6 +97,11 @@ def resolve(spec: str) -> str:
     return str(path)
 
 
+def cached_path(spec: str) -> str:
+    """Return what `resolve` does without a download or a check: for ``zoo:NAME`` where its file is, or would be."""
+    return str(cache_folder() / f"{spec.removeprefix(PREFIX)}.pth") if spec.startswith(PREFIX) else spec
+
+
 def cache_folder() -> Path:
     """torchreid's own cache: ``$TORCH_HOME/checkpoints``, by default ``~/.cache/torch/checkpoints``."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from ppreid_plugin import build
 from ppreid_plugin.checkpoint import CheckpointError, load_checkpoint, load_weights
+from ppreid_plugin.config import ConfigError
 from ppreid_plugin.toolbox import models, utils
 
 
@@ -111,3 +113,18 @@ def test_a_test_without_weights_says_whose_features_these_are(make_engine, model
     assert "load_weights is empty" not in caplog.text
     make_engine("test.evaluate", True)
     assert "model.load_weights is empty: features are those of random weights, which have not learned" in caplog.text
+
+
+def test_weights_of_the_zoo_are_no_run_to_go_on_with(make_cfg):
+    cfg = make_cfg("model.resume", "zoo:osnet_x0_25_market1501")
+    with pytest.raises(ConfigError, match="the zoo has weights, and no state .* model.load_weights zoo:osnet"):
+        build.check(cfg)
+
+
+def test_a_release_of_the_zoos_weights_is_compared_with_the_cached_file(make_cfg, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    cfg = make_cfg("model.load_weights", "zoo:osnet_x0_25_market1501")
+    assert build._weights_fingerprint(cfg) == ""
+    (tmp_path / "checkpoints" / "osnet_x0_25_market1501.pth").write_bytes(b"weights")
+    assert build._weights_fingerprint(cfg).startswith("sha256:")

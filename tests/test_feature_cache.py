@@ -300,3 +300,11 @@ def test_a_transform_is_told_by_what_it_does_and_alike_in_every_process(monkeypa
     assert not any(" at 0x" in text for text in shown)
     assert "silhouette_of" in shown[3]
     assert shown[5] == "pixelate(blocks=8)"
+
+
+def test_what_a_tool_calls_a_set_makes_no_other_one(tmp_path):
+    """Evaluation reads what an extraction has kept."""
+    named = [
+        cached_shards(tmp_path, *case(tmp_path), name, fast=False).folder for name in ("query", "market1501 query")
+    ]
+    assert named[0] == named[1]

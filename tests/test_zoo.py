@@ -75,3 +75,8 @@ def test_torchreids_own_table_agrees_where_names_are_unambiguous():
         name = file.removesuffix(".pt")
         ids = {zoo.FILES.get(name), zoo.FILES.get(f"{name}_combineall")}
         assert url.rpartition("=")[2] in ids, name
+
+
+def test_where_a_model_is_or_would_be_is_told_without_a_network(cache):
+    assert zoo.cached_path("log/model.pth") == "log/model.pth"
+    assert zoo.cached_path("zoo:resnet50_market1501") == str(cache / "resnet50_market1501.pth")

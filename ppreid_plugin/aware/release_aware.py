@@ -113,7 +113,13 @@ class ReleaseAware(Component):
         for key, number in (("codewords", codewords), ("levels", levels)):
             require_whole(f"privacy.aware.{key}", number)
         self.has_codebook = mechanism in CODEBOOKS
-        self.set_size = 1 if mechanism == "codebook" else require_whole("privacy.aware.set_size", set_size)
+        self.set_size = require_whole("privacy.aware.set_size", set_size)
+        if set_size != 1 and mechanism != "prior_subset":
+            raise ValueError(f"privacy.aware.set_size is {set_size}, and {mechanism!r} has no sets. Leave it at 1.")
+        if delta is not None and mechanism not in ADDITIVE:
+            raise ValueError(
+                f"privacy.aware.delta is {delta}, and {mechanism!r} is pure or has no budget. Leave it out."
+            )
         self._noise: ReleaseNoise | None = None
         if mechanism in ADDITIVE:
             self._noise = ReleaseNoise(mechanism, delta=delta)

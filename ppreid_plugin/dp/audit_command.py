@@ -113,7 +113,13 @@ def _planned_mechanisms(args: argparse.Namespace) -> list[tuple[dict[str, Any], 
     training = load_training(args.train) if args.train else None
     epsilons = args.epsilons or _DEFAULT_EPSILONS
     planned: list[tuple[dict[str, Any], Audit]] = []
-    for spec in [spec for text in args.mechanisms or _DEFAULT_MECHANISMS for spec in MechanismSpec.expand(text)]:
+    specs = [spec for text in args.mechanisms or _DEFAULT_MECHANISMS for spec in MechanismSpec.expand(text)]
+    if args.delta is not None and all(MECHANISMS.get(spec.name, key="--mechanisms").pure for spec in specs):
+        raise ValueError(
+            f"--delta is {args.delta}, and the mechanisms are pure, which have none: {', '.join(map(str, specs))}. "
+            "Leave it out, or name gaussian."
+        )
+    for spec in specs:
         kind = MECHANISMS.get(spec.name, key="--mechanisms")
         called = {**_FLAGS, **{name: f"{name} of --mechanisms" for name in spec.options}}
         with naming_flags(called):

@@ -102,6 +102,12 @@ def row_digests(features: np.ndarray | torch.Tensor) -> npt.NDArray[np.uint64]:
 
 def require_not_fitted_on(transform: PublicTransform, gallery: np.ndarray | torch.Tensor) -> None:
     """Raise ValueError if a transform from a file was fitted on rows of this gallery; warn where that is not known."""
+    if getattr(transform, "record", {}).get("covers") == "nothing":
+        _log.warning(
+            "transform '%s' was trained without a budget: its record says that nothing is covered. If this gallery was "
+            "among its training rows, the guarantee is void.",
+            transform.name,
+        )
     if not isinstance(transform, FileTransform) or not transform.fitted:
         return
     if transform.fitted_on is None:

@@ -88,6 +88,7 @@ def released(
 def _by_component(rows: LeakageSet, gallery: DPGallery, seed: int) -> LeakageSet:
     drawn = copy.copy(gallery)
     drawn.seed = seed
+    drawn.background_pids = tuple(rows.background_pids)  # training people are numbered from 0
     if drawn.unit == "person" and gallery.enroll_cameras is not None:
         mine = np.intersect1d(np.asarray(gallery.enroll_cameras), rows.camids)
         if not len(mine):

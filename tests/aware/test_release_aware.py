@@ -369,6 +369,9 @@ def test_the_usage_term_keeps_vectors_in_use_and_commitment_joins_a_persons_imag
         (lambda: ReleaseAware(set_size=1024), "set_size 1024 of 1024 codewords"),
         (lambda: ReleaseAware("privunit_g", delta=0.1), "needs delta 0"),
         (lambda: ReleaseAware("gaussian", delta=2.0), "delta is 2.0"),
+        (lambda: ReleaseAware("codebook", set_size=8), "privacy.aware.set_size is 8, and 'codebook' has no sets"),
+        (lambda: ReleaseAware("codebook", delta=0.7), "privacy.aware.delta is 0.7, and 'codebook' is pure or has no"),
+        (lambda: ReleaseAware("none", delta=5), "privacy.aware.delta is 5, and 'none' is pure or has no budget"),
         (
             lambda: built(ReleaseAware("none")).loss_terms(batch_of(torch.rand(4, DIM), torch.arange(4))),
             "none of the 4 images",

@@ -208,6 +208,7 @@ def test_every_budget_of_a_release_is_audited_and_a_manifest_that_states_too_lit
         (["--train", "few.npz", "--mechanisms", "codebook:clip_norm=0"], "clip_norm of --mechanisms is 0, must be"),
         (["--epsilons", "4", "-1"], "--epsilons is -1.0, must be a finite number > 0"),
         (["--delta", "2"], "--delta is 2.0, gaussian needs 0 < delta < 1"),
+        (["--mechanisms", "privunit_g", "--delta", "1e-6"], "--delta is 1e-06, and the mechanisms are pure"),
         (["--trials", "10"], "--trials is 10, must be a whole number >= 1000"),
         (["--dimension", "0"], "--dimension is 0, must be a whole number >= 1"),
         (["--noise", "release"], "mechanism 'privunit_g' is research only"),

@@ -20,6 +20,7 @@ from ppreid_plugin.dp.feature_files import load_gallery
 from ppreid_plugin.dp.gallery import DPGallery
 from ppreid_plugin.dp.mechanisms import build_mechanism
 from ppreid_plugin.dp.plan import ReleasePlan, ReleaseTerms
+from ppreid_plugin.dp.private_head_transform import PrivateHead
 from ppreid_plugin.dp.stored import load_release
 from ppreid_plugin.dp.transforms import build_transform
 from ppreid_plugin.evaluation import Extracted, protected_sets
@@ -461,3 +462,12 @@ def test_words_that_a_ledger_command_would_pass_over_are_refused(saved, capsys, 
     code, _, err = run(commands.ledger_command, [*argv, "--scope", "market"], capsys)
     assert code == 2
     assert message in err
+
+
+def test_a_head_without_a_budget_is_warned_of(saved, capsys, caplog):
+    for covers in ("nothing", "head only"):
+        caplog.clear()
+        PrivateHead(np.eye(16)[:4], {"covers": covers}).save("h.safetensors")
+        argv = arguments("--transform", "head:h.safetensors", "--dry-run")
+        assert run(commands.release_command, argv, capsys)[0] == 0
+        assert ("was trained without a budget" in caplog.text) == (covers == "nothing")

@@ -1,5 +1,6 @@
 """The command line of the attackers: what it reads, protects, writes and refuses."""
 
+import dataclasses
 import json
 import runpy
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from planted import identities
 from safetensors.numpy import save_file
 from scipy.io import savemat
@@ -195,8 +197,6 @@ def test_a_release_is_attacked_with_training_rows_protected_alike(files, tmp_pat
 def test_a_component_protects_as_evaluation_does():
     gallery = DPGallery("gaussian", epsilon=4.0, seed=7).fit(TRAIN.features)
     mine = protect(TEST, gallery, seed=7)
-    import torch
-
     np.testing.assert_allclose(mine.features, gallery.protect(torch.from_numpy(TEST.features)), atol=1e-6)
     assert gallery.seed == 7
     assert np.abs(protect(TEST, gallery, seed=8).features - mine.features).max() > 0.01
@@ -452,3 +452,11 @@ def test_membership_is_left_out_of_the_usual_attacks_where_no_game_can_be_played
     assert code == 0, err
     assert "so membership is left out" in printed
     assert "membership" not in json.loads(out.read_text())["channels"]
+
+
+def test_training_person_0_is_a_person_in_the_person_unit_too():
+    """Training people are numbered from 0; in a gallery 0 is background."""
+    rows = dataclasses.replace(TRAIN, background_pids=())
+    gallery = DPGallery("gaussian", epsilon=4.0, unit="person").fit(torch.from_numpy(TRAIN.features))
+    made = protect(rows, gallery, seed=1)
+    assert sorted(made.pids.tolist()) == list(range(24))
