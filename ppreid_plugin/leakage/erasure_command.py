@@ -51,7 +51,7 @@ def erase_command(argv: Sequence[str]) -> Leace:
             f"'{args.train}' has no attributes to erase. Add arrays attr_<name>, or name labels of people with "
             "--attributes or --market-attributes; or erase --image-components."
         )
-    require_two_classes(rows, names, "--train", "erase")
+    require_two_classes(rows, names, "--train", "erase", jointly=True)
     leace = Leace(center=not args.no_center).fit_concepts(
         rows.features,
         rows.concepts(names) if names else None,

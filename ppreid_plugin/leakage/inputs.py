@@ -68,14 +68,24 @@ def load_set(path: str | Path, background_pids: Sequence[int], images_root: str 
     return rows
 
 
-def require_two_classes(rows: LeakageSet, names: Sequence[str], flag: str, to: str) -> None:
-    """Raise ValueError if an attribute that is to be taken out has one value among the rows, or none is known."""
+def require_two_classes(rows: LeakageSet, names: Sequence[str], flag: str, to: str, *, jointly: bool = False) -> None:
+    """Raise ValueError if an attribute that is to be taken out has one value among the rows, or none is known.
+
+    Args:
+        rows: what is learned from.
+        names: attributes.
+        flag: that named the rows.
+        to: what is done with the attributes, for the error.
+        jointly: whether only rows count of which all these attributes are known.
+    """
+    counted = (rows.concepts(names) >= 0).all(axis=1) if jointly and names else np.ones(len(rows), dtype=bool)
+    where = f"{flag} with all of these labels" if jointly and len(names) > 1 else flag
     for name in names:
-        known = rows.attributes[name][rows.attributes[name] >= 0]
+        known = rows.attributes[name][counted & (rows.attributes[name] >= 0)]
         if len(classes := np.unique(known)) < 2:
             has = f"the one value {classes[0]}" if len(classes) else "no known value"
             raise ValueError(
-                f"attribute {name!r} has {has} among the rows of {flag}: nothing to {to}. Leave it out: name the "
+                f"attribute {name!r} has {has} among the rows of {where}: nothing to {to}. Leave it out: name the "
                 "others with --only."
             )
 

@@ -144,3 +144,16 @@ def test_errors_write_nothing(train, tmp_path, capsys):
         assert cli.run(erase_command, flags) == 2
         assert message in capsys.readouterr().err
         assert not out.exists()
+
+
+def test_an_attribute_that_the_rows_with_all_labels_do_not_vary_in_is_named(train, tmp_path, capsys):
+    path, _, labels = train
+    arrays = dict(np.load(path))
+    arrays["attr_bag"] = np.where(labels["gender"] == 0, labels["bag"], np.where(labels["bag"] == 1, 1, -1))
+    arrays["attr_gender"] = np.where(arrays["attr_bag"] == 0, -1, labels["gender"])
+    np.savez(path, **arrays)
+    argv = ["--train", str(path), "--out", str(tmp_path / "l.safetensors")]
+    assert cli.run(erase_command, argv) == 2
+    said = capsys.readouterr().err
+    assert "attribute 'bag' has the one value 1 among the rows of --train with all of these labels: nothing to" in said
+    assert cli.run(erase_command, [*argv, "--only", "bag"]) == 0
