@@ -36,7 +36,8 @@ Training: TypeAlias = tuple[np.ndarray, np.ndarray | None]
 
 # how errors call what flags give
 _CALLED = {
-    **{name: f"--{name.replace('_', '-')}" for name in ("epsilon", "delta", "codewords", "set_size", "expires")},
+    **{name: f"--{name.replace('_', '-')}" for name in ("epsilon", "delta", "codewords", "set_size")},
+    **{name: f"--{name.replace('_', '-')}" for name in ("controller", "purpose", "expires", "truth_out")},
     **{"max_rows_per_person": "--max-rows-per-person", "public transform": "--transform"},
     **{"budget epsilon": "--budget", "budget delta": "--budget-delta"},
 }

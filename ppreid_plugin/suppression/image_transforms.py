@@ -52,7 +52,7 @@ class ImageTransform:
         name, _, given = self.spec.partition(":")
         # arguments that the target keeps under another name stand as they were written
         written = dict(part.partition("=")[::2] for part in given.split("+") if part)
-        return f"{name}({', '.join(f'{key}={value}' for key, value in (written | told).items())})"
+        return f"{name}({', '.join(f'{key}={value}' for key, value in (told | {**written, **told}).items())})"
 
 
 def _shown(value: object) -> str:
