@@ -257,3 +257,10 @@ def test_a_huge_epsilon_keeps_to_the_set_and_no_row_draws_none():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("epsilon", [5e-324, 1e-40, 1e-20, 1e-19])
+def test_a_tiny_budget_is_never_below_none(epsilon):
+    """a/b below 1 would make symbols outside a row's set the likelier ones, at a budget of its own."""
+    a, b = rational_below_exp(epsilon)
+    assert 0 <= Fraction(a - b, b) <= Fraction(epsilon)  # 1 + epsilon is below e^epsilon
