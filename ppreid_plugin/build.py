@@ -95,7 +95,7 @@ def check(cfg: CfgNode) -> None:
         )
     for option in ("load_weights", "resume"):
         path = str(cfg.model[option])
-        if path and not path.startswith("zoo:") and not os.path.isfile(path):
+        if path and not path.startswith(PREFIX) and not os.path.isfile(path):
             raise FileNotFoundError(f"model.{option} is '{path}', which does not exist.")
     _check_writable(cfg.data.save_dir)
 

@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 
 from .. import build
 from ..arguments import engine_run_arguments
-from ..checkpoint import BEST_FILE, resume
+from ..checkpoint import BEST_FILE, BEST_MODEL, LAST_FILE, resume
 from ..cli import tee
 from ..dp.feature_files import model_fingerprint
 from ..report.record import environment, result_to_dict, write_json
@@ -105,8 +105,8 @@ def train(cfg: CfgNode, folder: Path) -> dict[str, Any]:
             engine.test = lambda *args, **kwargs: 0.0
         engine.run(**engine_run_arguments(cfg))
     write_training_curves(folder)
-    best = folder / "model" / "model-best.pth.tar"
-    weights = best if engine.best and best.is_file() else folder / "model" / "model-last.pth.tar"
+    best = folder / "model" / BEST_MODEL
+    weights = best if engine.best and best.is_file() else folder / "model" / LAST_FILE
     record = {
         "epochs": cfg.train.max_epoch,
         "weights": weights.relative_to(folder).as_posix(),

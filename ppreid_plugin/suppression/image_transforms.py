@@ -52,7 +52,9 @@ class ImageTransform:
         name, _, given = self.spec.partition(":")
         # arguments that the target keeps under another name stand as they were written
         written = dict(part.partition("=")[::2] for part in given.split("+") if part)
-        return f"{name}({', '.join(f'{key}={value}' for key, value in (told | {**written, **told}).items())})"
+        for key, value in written.items():
+            told.setdefault(key, value)
+        return f"{name}({', '.join(f'{key}={value}' for key, value in told.items())})"
 
 
 def _shown(value: object) -> str:
