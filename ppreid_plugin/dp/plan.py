@@ -118,9 +118,12 @@ class ReleasePlan:
         if len({unit.row_id for unit in self.units}) < len(self.units):
             raise ValueError("row_ids holds a name of the form person-<pid> that a prototype has too. Rename it.")
         require_not_fitted_on(transform, self.gallery.features)
-        self._features = unit_features(transformed(transform, self.gallery.features), self.units)
-        self.sampler = release_sampler(mechanism, self._features.shape[1])
+        self._prepare()
         self._warn()
+
+    def _prepare(self) -> None:
+        self._features = unit_features(transformed(self.transform, self.gallery.features), self.units)
+        self.sampler = release_sampler(self.mechanism, self._features.shape[1])
 
     @cached_property
     def epsilons(self) -> npt.NDArray[np.float64]:
@@ -213,6 +216,13 @@ class ReleasePlan:
             expires=self.terms.expires or manifest.get("expires") or "",
             prior={**(manifest.get("prior") or {}), **said},
         )
+        return made
+
+    def with_fits(self, *, transform: PublicTransform, mechanism: Mechanism | None = None) -> ReleasePlan:
+        """Return the plan with a fitted transform, and a mechanism with its codebook, in place of its own."""
+        made = copy.copy(self)
+        made.transform, made.mechanism = transform, mechanism or self.mechanism
+        made._prepare()
         return made
 
     def summary(self, pids: Sequence[int] | None = None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ppreid_plugin.dp.ledger import Ledger
 from ppreid_plugin.dp.manifest import build_manifest, manifest_bytes, sha256
 from ppreid_plugin.dp.mechanisms import Mechanism
 from ppreid_plugin.dp.plan import ReleasePlan, ReleaseTerms, transform_state
+from ppreid_plugin.dp.refits import with_stored_fits
 from ppreid_plugin.dp.reservations import Part, find_appendable, find_stored, pids_of
 from ppreid_plugin.dp.stored import ARRAYS, MANIFEST, Release, load_release, load_stored
 from ppreid_plugin.dp.transforms import PublicTransform
@@ -93,6 +94,8 @@ def draw_release(
         _require_apart(truth, out)
     with ledger.locked():
         parts = list(ledger.parts().values())
+        if not new_release:
+            plan = with_stored_fits(plan, parts, out)
         request = plan.request(ledger.unit, out)
         base: list[Part] = []
         units = list(request.units)

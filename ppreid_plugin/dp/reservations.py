@@ -122,7 +122,7 @@ def find_stored(parts: Iterable[Part], request: Request) -> list[Part]:
             "Say new_release (--new-release) to draw and spend again, or choose another name."
         )
     committed = [part for part in latest if part.state == "committed"]
-    differs = _differences(committed[0].public, request.public)
+    differs = differences(committed[0].public, request.public)
     if {row: pid for part in committed for row, pid in part.rows.items()} != dict(request.rows):
         differs.append("rows")
     if differs:
@@ -145,7 +145,7 @@ def find_appendable(parts: Iterable[Part], request: Request) -> tuple[list[Part]
         state = f"release {latest[0].release!r} is not complete" if latest else "there is no release of that name"
         raise ValueError(f"append to {request.name!r}: {state}. See tools/ledger.py show; finish or void it first.")
     committed = [part for part in latest if part.state == "committed"]
-    if differs := _differences(committed[0].public, request.public):
+    if differs := differences(committed[0].public, request.public):
         raise ValueError(
             f"append to release {committed[0].release!r}: it differs in: {', '.join(differs)}. "
             "Append with what it was made with, or make a release of another name."
@@ -166,5 +166,6 @@ def find_appendable(parts: Iterable[Part], request: Request) -> tuple[list[Part]
     return committed, [unit for unit in request.units if unit not in held]
 
 
-def _differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Return the names of what differs between two releases' public data, sorted."""
     return [key for key in sorted({*stored, *asked}) if stored.get(key) != asked.get(key)]

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.special import expit
+from typing_extensions import Self
 
 from ppreid_plugin.dp import arrays
 from ppreid_plugin.dp.codebooks import Codebook, Codewords, as_codebook, checked_rows
@@ -209,6 +210,10 @@ class PriorSubset(Mechanism):
             "probability_in_set": 1 - self.outside,
         }
 
+    def with_codebook(self, codebook: Codebook | Codewords, decoder: Codewords | None = None) -> Self:
+        """Return the same mechanism with another codebook of the same size, and rows that stand for its symbols."""
+        return type(self)(self.epsilon, None, self.clip_norm, codebook, self.set_size, decoder)
+
     def draw_members(self, members: npt.NDArray[np.int64], noise: ResearchNoise) -> npt.NDArray[np.int64]:
         """Return one symbol a row, (n,), given the symbols of each row's set, ascending, (n, K)."""
         count = len(members)
@@ -263,6 +268,10 @@ class CodebookMechanism(PriorSubset):
         decoder: Codewords | None = None,
     ) -> None:
         super().__init__(epsilon, delta, clip_norm, codebook, 1, decoder)
+
+    def with_codebook(self, codebook: Codebook | Codewords, decoder: Codewords | None = None) -> Self:
+        """Return the same mechanism with another codebook."""
+        return type(self)(self.epsilon, None, self.clip_norm, codebook, decoder)
 
 
 def _lowest_first(cosines: torch.Tensor, least: torch.Tensor, size: int) -> torch.Tensor:

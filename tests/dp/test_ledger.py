@@ -19,8 +19,12 @@ from ppreid_plugin.dp.calibration import gaussian_epsilon, gaussian_sigma
 from ppreid_plugin.dp.charges import Charge, compose, largest_epsilon
 from ppreid_plugin.dp.journal import Journal, LedgerError
 from ppreid_plugin.dp.ledger import Ledger
+from ppreid_plugin.dp.mechanisms import build_mechanism
+from ppreid_plugin.dp.plan import fingerprint, transform_state, transformed
+from ppreid_plugin.dp.prior import fit_prior
 from ppreid_plugin.dp.recovery import finish_release, purge_release, verify_releases, void_release
 from ppreid_plugin.dp.stored import load_release
+from ppreid_plugin.dp.transforms import build_transform
 from ppreid_plugin.dp.units import GalleryRows
 
 FORK = multiprocessing.get_context("fork")
@@ -126,6 +130,46 @@ def test_another_codebook_is_another_release(tmp_path):
     mechanism = type(subset())(4.0, codebook=other, set_size=3)
     with pytest.raises(ValueError, match="differs in: prior"):
         release(tmp_path, mechanism=mechanism, out="b")
+
+
+def fitted(kind, jitter):
+    """Return a transform and a mechanism, fitted on the same training rows but for what an extraction moves."""
+    draw = np.random.default_rng(9)
+    rows, pids = draw.normal(size=(120, 16)), np.arange(120) // 4
+    rows = rows + jitter * np.random.default_rng(10).normal(size=rows.shape)
+    center = build_transform("pca:components=6" if kind == "pca" else "center").fit(rows, pids)
+    if kind in ("center", "pca"):
+        return center, None
+    prior = fit_prior(transformed(center, rows), pids, codewords=9, set_size=2, kind=kind, prior_is_public=True, seed=1)
+    return center, build_mechanism("prior_subset", epsilon=4.0, **prior.options())
+
+
+@pytest.mark.parametrize("kind", ["center", "pca", "kmeans", "residual", "gaussian"])
+def test_what_is_fitted_again_is_the_stored_one_but_for_rounding(tmp_path, kind):
+    first_fit, again_fit = fitted(kind, 0), fitted(kind, 1e-7)
+    assert fingerprint({}, transform_state(first_fit[0])) != fingerprint({}, transform_state(again_fit[0]))
+    first = release(tmp_path, gallery(5), epsilon=4.0, center=first_fit[0], mechanism=first_fit[1])
+    spent = open_ledger(tmp_path).total("image:r1")
+    again = release(tmp_path, gallery(5), epsilon=4.0, center=again_fit[0], mechanism=again_fit[1], out="elsewhere")
+    assert again.folder == first.folder
+    assert open_ledger(tmp_path).total("image:r1") == spent
+    more = release(tmp_path, epsilon=4.0, center=again_fit[0], mechanism=again_fit[1], append=True)
+    assert len(more.row_ids) == 9
+    for name in [name for name in first.arrays if name.startswith(("transform.", "code"))]:
+        np.testing.assert_array_equal(more.arrays[name], first.arrays[name])
+    assert verify_releases(open_ledger(tmp_path)) == []
+
+
+@pytest.mark.parametrize("kind", ["center", "residual"])
+def test_other_training_people_are_no_rounding(tmp_path, kind):
+    center, mechanism = fitted(kind, 0)
+    release(tmp_path, gallery(5), epsilon=4.0, center=center, mechanism=mechanism)
+    center, mechanism = fitted(kind, 1e-2)
+    for append in (False, True):
+        with pytest.raises(ValueError, match="differs in: (prior, )?transform"):
+            release(tmp_path, gallery(5), epsilon=4.0, center=center, mechanism=mechanism, append=append)
+    fresh = release(tmp_path, gallery(5), epsilon=4.0, center=center, mechanism=mechanism, new_release=True, out="new")
+    np.testing.assert_array_equal(fresh.arrays["transform.mean"], center.mean)
 
 
 @pytest.mark.parametrize("protocol", ["anonymous", "enrolled"])
