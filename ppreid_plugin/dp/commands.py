@@ -252,7 +252,10 @@ def ledger_command(argv: Sequence[str]) -> None:
         print(f"Finished: '{finish_release(ledger, args.name).folder}'")
     elif args.action == "void":
         void_release(ledger, args.name)
-        print(f"Voided {args.name}; what it reserved stays spent.")
+        print(
+            f"Voided {args.name}; what it reserved stays spent. If it was to write a map (--truth-out), delete that: "
+            "the ledger does not know where it lies."
+        )
     elif purge_release(ledger, args.name, args.release[0] if args.release else None):
         print(f"Deleted {args.name}; what it spent stays spent.")
     else:

@@ -119,6 +119,8 @@ def measure_leakage(
     if clean is not None and clean_train is not None:
         sides["clean"] = (clean_train, clean)
     first = {side: (_rows(one, 1), _rows(other, 1)) for side, (one, other) in sides.items()}
+    from .. import __version__  # the package imports this module while it is initialized
+
     halved = clean if clean is not None else first["protected"][1]  # whoever is known is known on both sides
 
     @lru_cache(maxsize=2)  # both sources attack the same rows, one after the other
@@ -155,7 +157,8 @@ def measure_leakage(
         if drawn is None or drawn[0] != (source, side, seed):
             learned, attacked = draw(source, side, seed)
             drawn = ((source, side, seed), learned, attacked, fingerprint(learned, attacked))
-        key = f"{name} {seed} {drawn[3]}" + (f" {given[name]}" if given[name] else "")
+        # another version may attack otherwise
+        key = f"{__version__} {name} {seed} {drawn[3]}" + (f" {given[name]}" if given[name] else "")
         if (run := store.get(key)) is None:
             run = _run(kinds[name](seed=seed, **given[name]), drawn[1], drawn[2])
             store.put(key, run)

@@ -90,7 +90,7 @@ def test_every_seed_gets_its_own_draw(counted):
     assert found.channels["counted"]["x"]["score"] == pytest.approx(0.202)
 
 
-def test_an_interrupted_battery_goes_on_where_it_was(counted, tmp_path):
+def test_an_interrupted_battery_goes_on_where_it_was(counted, tmp_path, monkeypatch):
     resume = tmp_path / "finished.json"
 
     def measure(test=0.4):
@@ -113,6 +113,9 @@ def test_an_interrupted_battery_goes_on_where_it_was(counted, tmp_path):
     assert Counted.runs == []
     assert measure(0.5).channels["counted"]["x"]["score"] == pytest.approx(0.502)  # other features are another run
     assert Counted.runs == [1, 2, 3]
+    monkeypatch.setattr("ppreid_plugin.__version__", "0.0")
+    measure(0.5)
+    assert Counted.runs[3:] == [1, 1, 2, 2, 3, 3]  # another version may attack otherwise
 
 
 def test_features_that_are_their_own_reference_are_attacked_once(counted):
