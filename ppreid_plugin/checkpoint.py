@@ -135,7 +135,7 @@ def resume(engine: Any, path: str | Path, *, save_dir: str | Path | None = None)
         engine._optims[name].load_state_dict(checkpoint["optimizer"])
         engine._scheds[name].load_state_dict(checkpoint["scheduler"])
     epoch = int(loaded["model"]["epoch"])
-    engine.best = _best_until(engine, path.parent.parent, epoch)
+    engine.best = best_until(engine, path.parent.parent, epoch)
     if engine.best is not None and save_dir is not None and ranks.is_first():
         _take_best_along(engine, path.parent.parent, Path(save_dir))
     engine.epoch = epoch - 1  # where nothing is left to train, torchreid saves under this one
@@ -143,7 +143,7 @@ def resume(engine: Any, path: str | Path, *, save_dir: str | Path | None = None)
     return epoch
 
 
-def _best_until(engine: Any, folder: Path, epoch: int) -> dict[str, float] | None:
+def best_until(engine: Any, folder: Path, epoch: int) -> dict[str, float] | None:
     """Return the best epoch so far of a run's folder; None: there is none up to ``epoch``, or its weights are gone."""
     if not (path := folder / BEST_FILE).is_file():
         return None

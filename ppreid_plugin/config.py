@@ -192,7 +192,7 @@ def check_config(cfg: CfgNode) -> None:
                 f"train.fixbase_epoch is {cfg.train.fixbase_epoch} with loss.triplet.weight_x 0: the classifier that "
                 "would learn alone is not part of the loss. Set train.fixbase_epoch 0 or loss.triplet.weight_x > 0."
             )
-    _check_lists(cfg)
+    _check_torchreid_values(cfg)
     if any(not isinstance(rank, int) or rank < 1 for rank in cfg.test.ranks):
         raise ConfigError(f"test.ranks is {cfg.test.ranks}, must hold whole numbers >= 1.")
     if cfg.test.feature_cache and cfg.data.type == "video" and cfg.video.sample_method == "random":
@@ -313,7 +313,7 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     raise ConfigError(f"{key} in {source} is {value!r}, must be a {wanted.__name__} (default {default!r}).")
 
 
-def _check_lists(cfg: CfgNode) -> None:
+def _check_torchreid_values(cfg: CfgNode) -> None:
     """Check what torchreid would divide by, or take the first of."""
     if cfg.sampler.num_instances < 1:
         raise ConfigError(f"sampler.num_instances is {cfg.sampler.num_instances}, must be >= 1. 4 is usual.")

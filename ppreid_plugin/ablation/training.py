@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 
 from .. import build
 from ..arguments import engine_run_arguments
-from ..checkpoint import BEST_FILE, BEST_MODEL, LAST_FILE, resume
+from ..checkpoint import BEST_MODEL, LAST_FILE, best_until, resume
 from ..cli import tee
 from ..dp.feature_files import model_fingerprint
 from ..report.record import environment, result_to_dict, write_json
@@ -97,8 +97,7 @@ def train(cfg: CfgNode, folder: Path) -> dict[str, Any]:
         engine = build.build_engine(cfg)
         if epoch:
             cfg.train.start_epoch = _continue(engine, folder / _KEPT, epoch)
-            if (best := folder / BEST_FILE).is_file():  # evaluated after the epoch was kept
-                engine.best = json.loads(best.read_text(encoding="utf-8"))
+            engine.best = best_until(engine, folder, epoch)  # evaluated after the epoch was kept
             print(f"Continuing after epoch {epoch} of {cfg.train.max_epoch}")
         _keep_every_epoch(engine, folder / _KEPT)
         if cfg.test.eval_freq <= 0:  # nothing is chosen: features are extracted and measured later, once
