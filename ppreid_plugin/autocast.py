@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 @contextmanager
 def model_autocast(engine: Any) -> Iterator[None]:
-    """Inside the block ``engine.model(images)`` runs under bfloat16 autocast, if ``engine.amp`` is True."""
-    if not engine.amp:
+    """Inside the block ``engine.model(images)`` runs under bfloat16 autocast, if ``engine.amp`` is there and True."""
+    if not getattr(engine, "amp", False):
         yield
         return
     model = engine.model

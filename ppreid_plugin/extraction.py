@@ -245,6 +245,6 @@ def _row_id(path: str | Sequence[str], root: str) -> str:
     if not root:
         return Path(first).as_posix()
     place, base = (Path(os.path.abspath(os.path.expanduser(one))) for one in (first, root))
-    if not place.is_relative_to(base) and (described := csv_folder_of(first)) is not None:
-        return Path(os.path.relpath(place, described)).as_posix()
+    if (described := csv_folder_of(first)) is not None:  # own data need no root, so none may count
+        return Path(os.path.relpath(place, described.parent)).as_posix()
     return (place.relative_to(base) if place.is_relative_to(base) else place).as_posix()

@@ -58,7 +58,13 @@ def release(argv: Sequence[str]) -> Release | None:
             "data.combineall is True: what is fitted on the training split would be fitted on the gallery, which voids "
             "the guarantee. Set data.combineall False."
         )
-    args.model = args.model or model_fingerprint(resolve(weights))
+    model = model_fingerprint(resolve(weights))
+    if args.model and model_fingerprint(args.model) != model:
+        raise ConfigError(
+            f"--model is '{args.model}', and model.load_weights is '{weights}' ({model}), which makes the features: "
+            "the manifest would name other weights. Leave --model out."
+        )
+    args.model = model
     cfg.test.evaluate = True
     disable_privacy(cfg)
     engine = build.build_engine(cfg)

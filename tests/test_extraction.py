@@ -13,7 +13,7 @@ from ppreid_plugin.data.csv_dataset import register_csv_dataset
 from ppreid_plugin.data.validation import VALIDATION, split_query_gallery
 from ppreid_plugin.dp.feature_files import load_arrays, load_gallery, model_fingerprint
 from ppreid_plugin.extraction import extract_splits
-from ppreid_plugin.toolbox import utils
+from ppreid_plugin.toolbox import data, engine, models, optim, utils
 
 
 @pytest.fixture
@@ -108,21 +108,48 @@ def test_an_unknown_split_is_named_before_anything_is_extracted(make_engine, arg
 
 def test_an_image_is_called_the_same_wherever_a_program_is_started(tmp_path, monkeypatch):
     """Accounts of the ledger are names of rows: by another name an image would have the budget again."""
-    data, here, there = (tmp_path / name for name in ("own", "a", "b/c"))
-    for folder in (data / "images", here, there):
+    own, here, there = (tmp_path / name for name in ("own", "a", "b/c"))
+    for folder in (own / "images", here, there):
         folder.mkdir(parents=True)
     lines = ["path,pid,camid,split", "images/t.png,1,0,train", "images/q.png,7,0,query", "../g.png,7,1,gallery"]
-    (data / "own.csv").write_text("\n".join(lines))
-    register_csv_dataset(f"named_{tmp_path.name.replace('-', '_')}={data / 'own.csv'}")
+    (own / "own.csv").write_text("\n".join(lines))
+    register_csv_dataset(f"named_{tmp_path.name.replace('-', '_')}={own / 'own.csv'}")
     found = []
-    for folder in (here, there):
+    for folder, root in (
+        (here, "reid-data"),
+        (there, "reid-data"),
+        (here, str(own)),
+        (there, str(tmp_path)),
+        (here, "/"),
+    ):
         monkeypatch.chdir(folder)
-        found.append([extraction._row_id(str(data / name), "reid-data") for name in ("images/q.png", "../g.png")])
+        found.append([extraction._row_id(str(own / name), root) for name in ("images/q.png", "../g.png")])
         found[-1].append(extraction._row_id(str(tmp_path / "other" / "x.jpg"), "reid-data"))
         monkeypatch.setenv("HOME", str(tmp_path))
         found[-1].append(extraction._row_id(str(tmp_path / "reid" / "market" / "x.jpg"), "~/reid"))
-    assert found[0] == found[1]
-    assert found[0] == ["images/q.png", "../g.png", (tmp_path / "other" / "x.jpg").as_posix(), "market/x.jpg"]
+    assert all(one == found[0] for one in found)
+    assert found[0] == ["own/images/q.png", "g.png", (tmp_path / "other" / "x.jpg").as_posix(), "market/x.jpg"]
+
+
+def test_images_of_two_data_sets_of_the_same_layout_have_two_names(tmp_path):
+    """One would take the other's rows for its own: refused as its training rows, or paid for by the wrong people."""
+    names = []
+    for site in ("siteA", "siteB"):
+        (tmp_path / site).mkdir()
+        lines = ["path,pid,camid,split", "t.png,1,0,train", "q.png,7,0,query", "g.png,7,1,gallery"]
+        (tmp_path / site / "data.csv").write_text("\n".join(lines))
+        register_csv_dataset(f"{site}_{tmp_path.name.replace('-', '_')}={tmp_path / site / 'data.csv'}")
+        names.append(extraction._row_id(str(tmp_path / site / "t.png"), "reid-data"))
+    assert names == ["siteA/t.png", "siteB/t.png"]
+
+
+def test_a_plain_engine_of_torchreid_is_extracted(pedestrians):
+    size = {"height": 64, "width": 32, "workers": 0, "use_gpu": False}
+    manager = data.ImageDataManager(root=str(pedestrians), sources="synthetic_pedestrians", **size)
+    model = models.build_model("osnet_x0_25", manager.num_train_pids, pretrained=False, use_gpu=False)
+    plain = engine.ImageSoftmaxEngine(manager, model, optim.build_optimizer(model), use_gpu=False)
+    found = extract_splits(plain, root=str(pedestrians), splits=["gallery"])["gallery"]
+    assert found["features"].shape == (len(manager.test_dataset["synthetic_pedestrians"]["gallery"]), 512)
 
 
 def test_features_are_said_to_be_of_the_weights_that_made_them(pedestrians, make_engine, tmp_path):

@@ -55,8 +55,8 @@ def check_budget(
     if delta == 0 and any(charge.delta > 0 for charge in charges):
         raise BudgetExceeded(
             f"scope {scope!r} was opened with delta 0, which admits pure mechanisms only; this one has delta "
-            f"{max(charge.delta for charge in charges):g} a row. Take a pure one (privunit, codebook, prior_subset), "
-            "or declare a scope with a delta for other images."
+            f"{max(charge.delta for charge in charges):g} a row. Take a pure one that can be released (codebook, "
+            "prior_subset), or declare a scope with a delta for other images."
         )
     raise BudgetExceeded(
         f"scope {scope!r}, unit {unit}: {sum(over.values())} of {len(planned)} units have spent epsilon "

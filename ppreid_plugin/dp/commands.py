@@ -26,6 +26,7 @@ from ppreid_plugin.dp.plan import PROTOCOLS, ReleasePlan, ReleaseTerms, transfor
 from ppreid_plugin.dp.prior import fit_prior
 from ppreid_plugin.dp.recovery import finish_release, purge_release, verify_releases, void_release
 from ppreid_plugin.dp.release import draw_release
+from ppreid_plugin.dp.reservations import latest_release
 from ppreid_plugin.dp.spec import MechanismSpec, naming_flags, parameter_names
 from ppreid_plugin.dp.stored import Release
 from ppreid_plugin.dp.transforms import TRANSFORMS, PublicTransform, build_transform
@@ -117,7 +118,7 @@ def _require_model(args: argparse.Namespace) -> None:
         )
     for flag in ("gallery", "train"):
         told = str(load_arrays(path, ["model"]).get("model", "")) if (path := getattr(args, flag)) else ""
-        if told.startswith("sha256:") and told != model:
+        if told and told != model:
             raise ValueError(
                 f"--model is '{args.model}' ({model}), and --{flag} '{path}' was made with {told}: the manifest would "
                 "name weights that queries do not fit. Name the checkpoint that made the features."
@@ -159,9 +160,10 @@ def _release_rows(
 ) -> Release | None:
     budgets = _budgets(args.budgets)
     # a mistyped number would publish the very person who asked to be left out, and cannot be undone
-    _require_known("--opt-out", args.opt_out, gallery.pids, "pid")
-    _require_known("--budgets", budgets, gallery.pids, "pid")
-    _require_known("--cameras", args.cameras, gallery.camids, "camid")
+    pids, camids = _known_before(args)
+    _require_known("--opt-out", args.opt_out, {*gallery.pids.tolist(), *pids}, "pid")
+    _require_known("--budgets", budgets, {*gallery.pids.tolist(), *pids}, "pid")
+    _require_known("--cameras", args.cameras, {*gallery.camids.tolist(), *camids}, "camid")
     options = dict(spec.options)
     if not options.pop("prototype", True):
         raise ValueError(
@@ -197,6 +199,8 @@ def _release_rows(
     )
     plan = ReleasePlan(gallery, mechanism, transform, terms)  # before a scope is opened, which is for good
     if args.dry_run:
+        if not args.append:
+            terms.require_current()
         print("Dry run: nothing is drawn, nothing is spent.\n" + summary_text(plan.summary()))
         return None
     ledger = Ledger(
@@ -369,8 +373,17 @@ def _was_given(args: argparse.Namespace, flag: str) -> bool:
     return not (value is None or value is False or value == "")  # 0 was given
 
 
-def _require_known(flag: str, given: Iterable[int], known: np.ndarray, what: str) -> None:
-    if unknown := sorted(set(given) - set(known.tolist())):
+def _known_before(args: argparse.Namespace) -> tuple[set[int], set[int]]:
+    """Return pids and camids that the stored release of this name knows: an append's file holds new rows only."""
+    if not (args.append or args.new_release) or not (Path(args.ledger) / f"{args.scope}.jsonl").exists():
+        return set(), set()
+    parts = latest_release(Ledger(args.ledger, args.scope).parts().values(), args.name)
+    pids = {pid for part in parts for pid in (*part.rows.values(), *part.opt_out, *part.public["budgets"])}
+    return {int(pid) for pid in pids}, {camid for part in parts for camid in part.public.get("cameras", ())}
+
+
+def _require_known(flag: str, given: Iterable[int], known: Collection[int], what: str) -> None:
+    if unknown := sorted(set(given) - set(known)):
         raise ValueError(
             f"{flag} has {what} {unknown[0]}, of which the gallery has no row. Check the number, or leave it out."
         )

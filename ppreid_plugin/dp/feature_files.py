@@ -88,9 +88,10 @@ def require_other_rows(train: Iterable[str], gallery: Iterable[str], what: str, 
         other: and the latter.
     """
     if shared := sorted(set(train) & set(gallery)):
+        numbered = " If these are other images, name the rows: row_ids as text, unlike any other image's."
         raise ValueError(
             f"{what} holds {len(shared)} rows of {other}, such as {shared[0]}: what is fitted on the gallery "
-            "voids the guarantee. Name features of other people."
+            f"voids the guarantee. Name features of other people.{numbered if shared[0].isdecimal() else ''}"
         )
 
 

@@ -7,7 +7,7 @@ release, not a unit that is gone. Records are chained and sealed, see :mod:`.jou
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ FORMAT = 1
 
 class Ledger:
     """Accounts of one scope.
+
+    A scope is opened, which is for good, by its first reservation: what is refused before that declares nothing.
 
     Args:
         folder: of the ledger, made if it is not there. Keep it private: it names rows and pids.
@@ -64,35 +66,43 @@ class Ledger:
             )
         self.scope = scope
         self._journal = Journal(folder, scope)
-        with self.locked():
-            records = self._journal.read()
-            if not records:
-                if epsilon is None:
-                    raise ValueError(f"scope {scope!r} has no budget yet. Give its epsilon (and delta).")
-                terms = {
-                    "format": FORMAT,
-                    "scope": scope,
-                    "unit": unit or default_unit,
-                    "epsilon": float(epsilon),
-                    "delta": 1e-5 if delta is None else float(delta),
-                    "background_pids": sorted({int(pid) for pid in background_pids}),
-                }
-                records = [self._journal.append("open", terms)]
-        terms = records[0]["content"]
-        if records[0]["kind"] != "open" or terms.get("format") != FORMAT:
-            raise LedgerError(f"scope {scope!r} was written in another format than {FORMAT}, which this version reads.")
-        for name, value in (("unit", unit), ("epsilon", epsilon), ("delta", delta)):
-            if value is not None and value != terms[name]:
-                raise ValueError(
-                    f"scope {scope!r} was opened with {name} {terms[name]!r}, now it is {value!r}. A budget is "
-                    "declared once; leave it out, or declare another scope for other images."
-                )
+        self._unopened: dict[str, Any] | None = None
+        records = self._journal.read()
+        if records:
+            terms = records[0]["content"]
+            self._check_opened(records[0], {"unit": unit, "epsilon": epsilon, "delta": delta})
+        elif epsilon is None:
+            raise ValueError(f"scope {scope!r} has no budget yet. Give its epsilon (and delta).")
+        else:
+            self._unopened = terms = {
+                "format": FORMAT,
+                "scope": scope,
+                "unit": unit or default_unit,
+                "epsilon": float(epsilon),
+                "delta": 1e-5 if delta is None else float(delta),
+                "background_pids": sorted({int(pid) for pid in background_pids}),
+            }
         self.unit, self.epsilon, self.delta = str(terms["unit"]), float(terms["epsilon"]), float(terms["delta"])
         self.background_pids: list[int] = terms["background_pids"]
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep other processes out of this scope; may be nested."""
         return self._journal.locked()
+
+    def open(self) -> None:
+        """Declare the scope with its terms, for good; the first reservation does so, and nothing that is refused.
+
+        Raises:
+            ValueError: another process has declared it with other terms meanwhile.
+        """
+        with self.locked():
+            if self._unopened is None:
+                return
+            if records := self._journal.read():
+                self._check_opened(records[0], self._unopened)
+            else:
+                self._journal.append("open", self._unopened)
+            self._unopened = None
 
     def records(self) -> list[Record]:
         """Return all records, checked; see :meth:`.journal.Journal.read`."""
@@ -150,6 +160,7 @@ class Ledger:
         else:
             release = f"{request.name}-{len({part.release for part in taken if part.name == request.name}) + 1:04d}"
             reservation = release
+        self.open()
         rows = sorted({row for unit in units for row in request.members[unit]})
         content = {
             "reservation": reservation,
@@ -190,6 +201,20 @@ class Ledger:
                 paid = counts.setdefault(account, {})
                 paid[charge] = paid.get(charge, 0) + 1
         return {account: tuple(one.times(rows) for one, rows in paid.items()) for account, paid in counts.items()}
+
+    def _check_opened(self, record: Record, asked: Mapping[str, Any]) -> None:
+        """Raise ValueError if the scope was opened with other terms than are asked for; None: none are."""
+        terms = record["content"]
+        if record["kind"] != "open" or terms.get("format") != FORMAT:
+            raise LedgerError(
+                f"scope {self.scope!r} was written in another format than {FORMAT}, which this version reads."
+            )
+        for name, value in asked.items():
+            if value is not None and value != terms[name]:
+                raise ValueError(
+                    f"scope {self.scope!r} was opened with {name} {terms[name]!r}, now it is {value!r}. A budget is "
+                    "declared once; leave it out, or declare another scope for other images."
+                )
 
     def _check_labels(self, request: Request, taken: Sequence[Part]) -> None:
         background = request.public.get("background_pids")

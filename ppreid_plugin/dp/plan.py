@@ -83,9 +83,12 @@ class ReleaseTerms:
                 day = date.fromisoformat(self.expires)
             except ValueError:
                 raise ValueError(f"expires is {self.expires!r}, must be a date such as 2027-12-31.") from None
-            if day < date.today():
-                raise ValueError(f"expires is {self.expires!r}, which is over: it would be expired when it is drawn.")
             object.__setattr__(self, "expires", day.isoformat())
+
+    def require_current(self) -> None:
+        """Raise ValueError if what is drawn now would have expired."""
+        if self.expires and date.fromisoformat(self.expires) < date.today():
+            raise ValueError(f"expires is {self.expires!r}, which is over: it would be expired when it is drawn.")
 
 
 class ReleasePlan:
@@ -107,6 +110,7 @@ class ReleasePlan:
         self, gallery: GalleryRows, mechanism: Mechanism, transform: PublicTransform, terms: ReleaseTerms
     ) -> None:
         self.terms, self.mechanism, self.transform = terms, mechanism, transform
+        require_not_fitted_on(transform, gallery.features)  # other rows of the same people are as bad
         self.gallery = select_rows(
             gallery,
             background_pids=terms.background_pids,
@@ -117,7 +121,6 @@ class ReleasePlan:
         self.units = group_units(self.gallery, terms.unit, terms.background_pids)
         if len({unit.row_id for unit in self.units}) < len(self.units):
             raise ValueError("row_ids holds a name of the form person-<pid> that a prototype has too. Rename it.")
-        require_not_fitted_on(transform, self.gallery.features)
         self._prepare()
         self._warn()
 
@@ -206,8 +209,21 @@ class ReleasePlan:
         """Return the plan with what an earlier part's manifest says of controller, purpose, expiry and prior.
 
         What the plan says itself goes before it; so an append drops nothing by leaving it out.
+
+        Raises:
+            ValueError: a later expiry than that of the rows which are there, or they have expired.
         """
         said = {name: value for name, value in self.terms.prior.items() if value not in ("", "not stated")}
+        name, told, asked = manifest["release"], manifest.get("expires") or "", self.terms.expires
+        if told and asked > told:
+            raise ValueError(
+                f"expires is {asked!r}; release {name!r} has rows that were promised to be deleted after {told!r}. An "
+                "append may bring the date forward only: leave it out, or make a release of another name."
+            )
+        if told and not asked and date.fromisoformat(told) < date.today():
+            raise ValueError(
+                f"append to release {name!r}: it expired on {told}. Purge it (tools/ledger.py purge); draw a new one."
+            )
         made = copy.copy(self)
         made.terms = dataclasses.replace(
             self.terms,

@@ -49,7 +49,12 @@ def void_release(ledger: Ledger, reservation: str) -> None:
         if _holds(out, reservation):
             shutil.rmtree(out)
         old = old_folder(out, reservation)
-        if old.exists() and not out.exists():
+        if old.exists() and out.exists():
+            raise FileExistsError(
+                f"'{out}' holds something else than what {reservation} was to be appended to, which waits in '{old}'. "
+                f"Move the former away; then: tools/ledger.py void {reservation}"
+            )
+        if old.exists():
             old.rename(out)  # the release that was to be appended to
         shutil.rmtree(temporary_folder(out, reservation), ignore_errors=True)
         ledger.void(reservation)
@@ -63,7 +68,7 @@ def purge_release(ledger: Ledger, release: str, folder: str | Path | None = None
     Args:
         ledger: of the scope.
         release: its name with number, ``market1501-0001``.
-        folder: where it lies; None: where it was written.
+        folder: where it lies; None: where it was written. What an append left elsewhere of it is deleted too.
 
     Returns:
         Whether there was anything to do.
@@ -76,17 +81,22 @@ def purge_release(ledger: Ledger, release: str, folder: str | Path | None = None
         if not parts or any(part.state == "reserved" for part in parts):
             state = "was interrupted; finish or void it first" if parts else "is not in the ledger"
             raise ValueError(f"release {release!r} {state}. See tools/ledger.py show.")
-        place = Path(folder or parts[-1].folder)
-        recorded, there = all(part.state != "committed" for part in parts), place.exists()
-        if there:
-            if load_release(place).manifest["release"] != release:
-                if recorded and folder is None:
-                    return False  # a later release was written to its place
-                raise ValueError(f"'{place}' holds another release than {release!r}. Name its folder.")
-            shutil.rmtree(place)
+        written = [Path(part.folder) for part in reversed(parts)]  # the last, and what an append left elsewhere
+        place = Path(folder) if folder else written[0]
+        recorded = all(part.state != "committed" for part in parts)
+        found = []
+        for one in dict.fromkeys([place, *written]):
+            if not one.exists():
+                continue
+            if (load_release(one).manifest["release"] if one == place else _name_in(one)) == release:
+                found.append(one)
+            elif one == place and (folder or not recorded):  # else a later release was written to its place
+                raise ValueError(f"'{one}' holds another release than {release!r}. Name its folder.")
+        for one in found:
+            shutil.rmtree(one)
         if not recorded:
             ledger.purge(release)
-        return there or not recorded
+        return bool(found) or not recorded
 
 
 def verify_releases(ledger: Ledger, folders: Iterable[str | Path] = ()) -> list[str]:
@@ -119,6 +129,11 @@ def verify_releases(ledger: Ledger, folders: Iterable[str | Path] = ()) -> list[
         part = last.get(manifest["release"])
         if part is not None and part.manifest != sha256((place / MANIFEST).read_bytes()):
             raise LedgerError(f"'{place.name}' is not as release {part.release!r} was committed: its manifest differs.")
+    for part in parts.values():
+        if part.state == "committed" and part is not last[part.release]:
+            place = Path(part.folder) / MANIFEST
+            if place.is_file() and sha256(place.read_bytes()) == part.manifest:
+                findings.append(f"{part.release}: as it was before an append it still lies in '{part.folder}'")
     for part in last.values():
         if part.release not in checked:
             there = Path(part.folder).exists()
@@ -132,6 +147,14 @@ def _open_part(ledger: Ledger, reservation: str) -> Part:
         state = part.state if part else "not in the ledger"
         raise ValueError(f"reservation {reservation!r} is {state}; only an interrupted one is finished or voided.")
     return part
+
+
+def _name_in(folder: Path) -> str | None:
+    """Return the name of the release in a folder; None: there is none that can be read."""
+    try:
+        return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["release"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _holds(folder: Path, reservation: str) -> bool:

@@ -21,9 +21,17 @@ from ppreid_plugin.dp.manifest import build_manifest, manifest_bytes, sha256
 from ppreid_plugin.dp.mechanisms import Mechanism
 from ppreid_plugin.dp.plan import ReleasePlan, ReleaseTerms, transform_state
 from ppreid_plugin.dp.refits import with_stored_fits
-from ppreid_plugin.dp.reservations import Part, find_appendable, find_stored, pids_of
+from ppreid_plugin.dp.reservations import (
+    Part,
+    find_appendable,
+    find_stored,
+    latest_release,
+    pids_of,
+    require_opt_outs,
+)
 from ppreid_plugin.dp.stored import ARRAYS, MANIFEST, Release, load_release, load_stored
 from ppreid_plugin.dp.transforms import PublicTransform
+from ppreid_plugin.dp.truth import load_maps_of
 from ppreid_plugin.dp.units import GalleryRows, Unit
 
 
@@ -99,6 +107,8 @@ def draw_release(
         request = plan.request(ledger.unit, out)
         base: list[Part] = []
         units = list(request.units)
+        if new_release:
+            require_opt_outs(latest_release(parts, request.name), request)
         if append:
             base, units = find_appendable(parts, request)
             units = plan.addable(units, pids_of(base))
@@ -106,6 +116,9 @@ def draw_release(
             found = load_stored(stored, out)
             _require_as_stored(found, plan.terms, truth)
             return found
+        if truth is not None:
+            for one in base:  # the release may lie where an earlier part was written
+                _require_apart(truth, Path(one.folder))
         earlier = load_stored(base, out) if base else None
         if earlier is not None and not units:
             _require_as_stored(earlier, plan.terms, truth)
@@ -113,6 +126,7 @@ def draw_release(
         _check_free(truth, *(() if earlier and earlier.folder == out else (out,)))
         if earlier is not None:
             plan = plan.with_terms_of(earlier.manifest)
+        plan.terms.require_current()
         for path in (out, *([truth] if truth else [])):
             path.parent.mkdir(parents=True, exist_ok=True)  # a place that cannot be written must not cost a budget
         part = ledger.reserve(request, units, append_to=base)
@@ -234,6 +248,8 @@ def _require_as_stored(release: Release, terms: ReleaseTerms, truth: Path | None
             f"truth_out is '{truth}', which is not there; release {name!r} is stored, and its map was written when it "
             "was drawn, or never. Leave it out."
         )
+    if truth is not None:
+        load_maps_of(manifest["parts"], [truth], flag="truth_out")
 
 
 def _check_free(*paths: Path | None) -> None:

@@ -151,11 +151,7 @@ def find_appendable(parts: Iterable[Part], request: Request) -> tuple[list[Part]
             "Append with what it was made with, or make a release of another name."
         )
     release = committed[0].release
-    if forgotten := sorted({pid for part in committed for pid in part.opt_out} - set(request.opt_out)):
-        raise ValueError(
-            f"append to release {release!r}: pid {', '.join(map(str, forgotten))} opted out of it, not named now. "
-            f"Name them again (--opt-out {' '.join(map(str, forgotten))}); who came back goes into a new release."
-        )
+    require_opt_outs(committed, request)
     there = {pid for part in committed for pid in part.rows.values()}
     if late := sorted(there & set(request.opt_out)):
         raise ValueError(
@@ -164,6 +160,16 @@ def find_appendable(parts: Iterable[Part], request: Request) -> tuple[list[Part]
         )
     held = {unit for part in committed for unit in part.units}
     return committed, [unit for unit in request.units if unit not in held]
+
+
+def require_opt_outs(parts: Sequence[Part], request: Request) -> None:
+    """Raise ValueError if people who opted out of these parts are not left out of the request."""
+    if forgotten := sorted({pid for part in parts for pid in part.opt_out} - set(request.opt_out)):
+        pids = ", ".join(map(str, forgotten))
+        raise ValueError(
+            f"pid {pids} opted out of release {parts[0].release!r}, and is not named now. Name them again (--opt-out "
+            f"{pids.replace(',', '')}); who came back goes into a release of another name."
+        )
 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from datetime import date
 
 import numpy as np
 import pytest
@@ -325,12 +326,34 @@ def test_compose():
     ],
 )
 def test_scope_errors(tmp_path, terms, message):
-    open_ledger(tmp_path)
+    open_ledger(tmp_path).open()
     arguments = dict(terms)
     with pytest.raises(ValueError, match=message):
         Ledger(tmp_path / "ledger", arguments.pop("scope", "market"), **arguments)
     assert sorted(os.listdir(tmp_path / "ledger"))[:2] == ["ledger.key", "ledger.lock"]
     assert Ledger(tmp_path / "ledger", "market").epsilon == 16.0
+
+
+@pytest.mark.parametrize("refused", ["budget", "taken", "append", "delta"])
+def test_what_is_refused_declares_no_scope(tmp_path, refused):
+    """A mistyped first command would else be the scope's budget for good."""
+    (tmp_path / "taken").mkdir()
+    terms = {"taken": {"out": "taken"}, "append": {"append": True}}.get(refused, {})
+    wrong = {"budget": {"epsilon": 2.0}, "delta": {"delta": 0.0}}.get(refused, {"unit": "person"})
+    with pytest.raises((ValueError, FileExistsError)):
+        release(tmp_path, epsilon=4.0, ledger=open_ledger(tmp_path, **wrong), **terms)
+    release(tmp_path, epsilon=4.0)
+    ledger = Ledger(tmp_path / "ledger", "market")
+    assert (ledger.unit, ledger.epsilon, ledger.delta, len(ledger.records())) == ("image", 16.0, 1e-5, 3)
+
+
+def test_two_processes_that_declare_a_scope_declare_the_same_one(tmp_path):
+    one, same, other = open_ledger(tmp_path), open_ledger(tmp_path), open_ledger(tmp_path, epsilon=99.0)
+    one.open()
+    same.open()
+    with pytest.raises(ValueError, match=r"opened with epsilon 16.0, now it is 99.0"):
+        release(tmp_path, epsilon=4.0, ledger=other)
+    assert [record["kind"] for record in one.records()] == ["open"]
 
 
 # --- edits of the files
@@ -410,7 +433,7 @@ def test_a_record_of_another_history_shows(tmp_path):
 
 
 def test_a_scope_may_not_be_renamed_into_another(tmp_path):
-    open_ledger(tmp_path)
+    open_ledger(tmp_path).open()
     folder = tmp_path / "ledger"
     for ending in ("jsonl", "head"):
         (folder / f"market.{ending}").rename(folder / f"other.{ending}")
@@ -488,7 +511,7 @@ def _try_release(folder, number, results):
 
 
 def test_processes_at_once_never_overspend(tmp_path):
-    open_ledger(tmp_path, delta=0.0)
+    open_ledger(tmp_path, delta=0.0).open()
     results = FORK.Queue()
     processes = [run_forked(_try_release, tmp_path, number, results) for number in range(8)]
     outcomes = [results.get(timeout=60) for _ in processes]
@@ -679,8 +702,10 @@ def test_a_held_lock_times_out_with_a_message(tmp_path, monkeypatch):
 
 def test_who_opted_out_stays_out_of_appends_and_who_is_in_is_told(tmp_path):
     release(tmp_path, gallery(5), epsilon=4.0, opt_out=(2,))
-    with pytest.raises(ValueError, match=r"pid 2 opted out of it, not named now. Name them again \(--opt-out 2\)"):
+    with pytest.raises(ValueError, match=r"pid 2 opted out of release 'a-0001', .* again \(--opt-out 2\)"):
         release(tmp_path, epsilon=4.0, append=True)
+    with pytest.raises(ValueError, match="pid 2 opted out of release 'a-0001', and is not named now"):
+        release(tmp_path, gallery(5), epsilon=4.0, new_release=True, out="new")
     with pytest.raises(ValueError, match="pid 1 opts out, and has rows in it, which an append does not take out"):
         release(tmp_path, epsilon=4.0, append=True, opt_out=(1, 2))
     more = release(tmp_path, epsilon=4.0, append=True, opt_out=(2, 3), protocol="anonymous")
@@ -771,13 +796,86 @@ def test_an_interrupted_release_does_not_end_another_that_took_its_place(tmp_pat
     assert load_release(tmp_path / "release").manifest == second.manifest
 
 
+def test_what_an_append_left_elsewhere_is_found_and_purged(tmp_path):
+    release(tmp_path, gallery(5), epsilon=4.0, out="short")
+    long = release(tmp_path, epsilon=4.0, out="long", append=True)
+    assert release(tmp_path, epsilon=4.0, out="short").folder == long.folder  # the shorter one is not the release
+    ledger = open_ledger(tmp_path)
+    found = f"a-0001: as it was before an append it still lies in '{tmp_path / 'short'}'"
+    assert verify_releases(ledger) == [found]
+    (tmp_path / "long" / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError):  # what cannot be read is not deleted, and neither is the rest
+        purge_release(ledger, "a-0001")
+    assert (tmp_path / "short").exists()
+    shutil.rmtree(tmp_path / "long")
+    assert purge_release(ledger, "a-0001")
+    assert not (tmp_path / "short").exists()
+
+
+def test_the_map_of_an_append_is_not_written_into_the_earlier_folder(tmp_path):
+    release(tmp_path, gallery(5), epsilon=4.0, out="short")
+    with pytest.raises(ValueError, match="truth_out lies inside the release 'short'"):
+        release(tmp_path, epsilon=4.0, out="long", append=True, truth_out="short/truth.json")
+
+
+def test_a_stored_release_takes_no_other_file_for_its_map(tmp_path):
+    release(tmp_path, epsilon=4.0, truth_out="truth.json")
+    release(tmp_path, epsilon=4.0, name="b", out="b", truth_out="b.json")
+    release(tmp_path, epsilon=4.0, truth_out="truth.json")
+    with pytest.raises(ValueError, match="b.json"):
+        release(tmp_path, epsilon=4.0, truth_out="b.json")
+    (tmp_path / "x.json").write_text("x")
+    with pytest.raises(ValueError, match="is no map from released rows"):
+        release(tmp_path, epsilon=4.0, truth_out="x.json")
+
+
+def test_a_void_does_not_hide_the_release_that_was_appended_to(tmp_path, monkeypatch):
+    def stop(step):
+        if step == "old moved":
+            raise KeyboardInterrupt
+
+    release(tmp_path, gallery(5), epsilon=4.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(release_module, "reached", stop)
+        release(tmp_path, epsilon=4.0, append=True)
+    release(tmp_path, epsilon=4.0, name="b")
+    with pytest.raises(
+        FileExistsError, match=r"holds something else .* void a-0001\+1"
+    ):
+        void_release(open_ledger(tmp_path), "a-0001+1")
+    (tmp_path / "release").rename(tmp_path / "b")
+    void_release(open_ledger(tmp_path), "a-0001+1")
+    assert load_release(tmp_path / "release").manifest["release"] == "a-0001"
+
+
+def test_an_append_may_bring_the_expiry_forward_only(tmp_path, monkeypatch):
+    release(tmp_path, gallery(3), epsilon=4.0, expires="2999-06-01")
+    with pytest.raises(ValueError, match="expires is '2999-12-01'; release 'a-0001' has rows that were promised"):
+        release(tmp_path, gallery(4), epsilon=4.0, append=True, expires="2999-12-01")
+    more = release(tmp_path, gallery(4), epsilon=4.0, append=True, expires="2999-01-01")
+    assert more.manifest["expires"] == "2999-01-01"
+
+    class Later(date):
+        @classmethod
+        def today(cls):
+            return cls(3000, 1, 1)
+
+    monkeypatch.setattr("ppreid_plugin.dp.plan.date", Later)
+    again = release(tmp_path, gallery(4), epsilon=4.0, expires="2999-01-01")  # draws nothing, so it may
+    assert again.manifest == more.manifest
+    with pytest.raises(ValueError, match="append to release 'a-0001': it expired on 2999-01-01"):
+        release(tmp_path, gallery(5), epsilon=4.0, append=True)
+    with pytest.raises(ValueError, match="expires is '2999-01-01', which is over"):
+        release(tmp_path, gallery(4), epsilon=4.0, expires="2999-01-01", new_release=True, out="new")
+
+
 @pytest.mark.parametrize("truth", ["release", "release/t.json", "link/release/t.json", "box"])
 def test_the_map_and_the_release_lie_apart(tmp_path, truth):
     (tmp_path / "link").symlink_to(tmp_path)
     out = "box/release" if truth == "box" else "release"
     with pytest.raises(ValueError, match="truth_out"):
         release(tmp_path, truth_out=truth, out=out)
-    assert len(open_ledger(tmp_path).records()) == 1
+    assert open_ledger(tmp_path).records() == []
     assert not (tmp_path / out).exists()
 
 

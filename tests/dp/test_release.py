@@ -456,7 +456,7 @@ def test_an_expired_release_loads_with_a_warning(tmp_path, caplog):
     ],
 )
 def test_errors_come_before_anything_is_spent(tmp_path, change, error, message):
-    open_ledger(tmp_path)
+    open_ledger(tmp_path).open()
     (tmp_path / "taken").mkdir()
     change = dict(change)
     with pytest.raises(error, match=message):
@@ -522,7 +522,7 @@ def test_dates_are_kept_in_one_form(given, kept):
 
 def test_a_date_that_is_over_is_refused():
     with pytest.raises(ValueError, match="expires is '2020-01-01', which is over"):
-        ReleaseTerms(name="a", model="m", expires="2020-01-01")
+        ReleaseTerms(name="a", model="m", expires="2020-01-01").require_current()
 
 
 def test_features_without_columns_are_refused():

@@ -62,6 +62,39 @@ def run(command, argv, capsys):
     return code, printed.out, printed.err
 
 
+def test_an_append_of_new_rows_alone_names_people_and_cameras_of_the_stored_ones(saved, capsys):
+    rows = dict(np.load("gallery.npz"))
+    new = rows["pids"] == 4
+    for name, chosen in (("old", ~new), ("new", new)):
+        np.savez(f"{name}.npz", **{key: array[chosen] for key, array in rows.items()})
+    said = ["--opt-out", "3", "--budgets", "1=2.0", "--cameras", "0", "1", "2"]
+    assert run(commands.release_command, arguments(*said, "--gallery", "old.npz"), capsys)[0] == 0
+    assert set(rows["camids"][new]) < {0, 1, 2}
+    code, _, err = run(commands.release_command, arguments(*said, "--gallery", "new.npz", "--append"), capsys)
+    assert (code, err) == (0, "")
+    more = ["--opt-out", "3", "77", *said[2:]]
+    code, _, err = run(commands.release_command, arguments(*more, "--gallery", "new.npz", "--append"), capsys)
+    assert (code, "--opt-out has pid 77, of which the gallery has no row" in err) == (2, True)
+
+
+def test_a_transform_fitted_on_rows_that_are_left_out_is_refused(saved, capsys):
+    """They are of the people who are released: the promise for a person would be void."""
+    rows = dict(np.load("gallery.npz"))
+    others = np.random.default_rng(3).normal(size=(40, 16))
+    left_out = rows["features"][rows["camids"] == 2]
+    saved_transform("leace", np.concatenate([others, left_out]), "t.safetensors")
+    argv = arguments("--transform", "leace:t.safetensors", "--cameras", "0", "1", "--unit", "person")
+    code, _, err = run(commands.release_command, argv, capsys)
+    assert (code, f"fitted on {len(left_out)} rows of the gallery" in err) == (2, True)
+
+
+@pytest.mark.parametrize("told", ["untrained", "sha256:0"])
+def test_features_of_another_model_are_not_released_under_this_ones_name(saved, capsys, told):
+    np.savez("gallery.npz", **dict(np.load("gallery.npz")), model=np.array(told))
+    code, _, err = run(commands.release_command, arguments(), capsys)
+    assert (code, f"was made with {told}" in err) == (2, True)
+
+
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])
 def test_release_show_verify_purge(saved, capsys, kind):
     more = ["--protocol", "enrolled", "--controller", "The museum", "--purpose", "a test", "--expires", "2999-01-01"]
