@@ -106,7 +106,7 @@ def measured_key(cfg: CfgNode, reference: CfgNode, defense: str, measures: Measu
     return digest(
         {
             **({"files": files} if files else {}),
-            **({} if has_step or defense else {"has_step": False}),
+            **({} if has_step is not bool(defense) else {"has_step": has_step}),  # rows with a defense rarely have one
             "features": features_key(cfg),
             "reference": features_key(reference),
             "gallery": _values(cfg, gallery),

@@ -174,14 +174,14 @@ class Runner:
                 f"({len(missing)} such). Run without --no-train, or name finished rows: --rows"
             )
         self._again = again
-        left = TimeLeft()
+        todo, left = self._to_do(again), TimeLeft()
         for one in self.work:
-            for step, done in self._steps(one).items():
+            for step, done in self._steps(one, one in todo).items():
                 if not done:
                     left.expect(step, one.training if step == "training" else one.measured)
         found: dict[str, list[dict[str, Any]]] = {}
         for number, one in enumerate(self.work, 1):
-            if again or one.record() is None:
+            if one in todo:
                 print(f"[{number}/{len(self.work)}] {one.row.name}, seed {one.seed}{left}", flush=True)
                 self._finish(one, left)
             record = one.record()
@@ -219,12 +219,24 @@ class Runner:
                 f"row '{row.name}' has a defense, and privacy.gallery.enabled True. Leave one of them out."
             )
         idle = [
-            key for key in row.options if key.startswith("privacy.gallery.") and not key.endswith("background_pids")
+            key
+            for key in row.options
+            if key.startswith("privacy.gallery.") and not key.endswith((".background_pids", ".enabled"))
         ]
         if row.defense and idle:
             raise ConfigError(
                 f"row '{row.name}' has a defense, and {idle[0]}, which would do nothing. Write it as the defense's "
                 "own: defense: 'dp:mechanism=NAME,epsilon=NUMBER'"
+            )
+        if idle and not cfg.privacy.gallery.enabled:
+            raise ConfigError(
+                f"row '{row.name}' has {idle[0]} with privacy.gallery.enabled False: it would do nothing. Append "
+                "privacy.gallery.enabled: True, or leave it out."
+            )
+        if cfg.data.combineall:
+            raise ConfigError(
+                f"data.combineall is True in row '{row.name}': attackers, defenses and transforms would learn from the "
+                "gallery that is attacked. Set data.combineall False."
             )
         has_step = row.config is not None
         measured = measured_key(cfg, reference, row.defense, self.plan.measures, has_step=has_step)
@@ -239,10 +251,19 @@ class Runner:
             measured=self.out / "measured" / f"{measured}.json",
         )
 
-    def _steps(self, one: Work) -> dict[str, bool]:
+    def _to_do(self, again: bool) -> list[Work]:
+        """Return what has no figures, and what has those of weights that will be trained again for another row."""
+        todo = [one for one in self.work if again or one.record() is None]
+        while True:
+            anew = {one.training for one in todo if trained_record(one.training) is None}
+            stale = [one for one in self.work if one not in todo and anew & {one.training, one.reference_training}]
+            if not stale:
+                return todo
+            todo += stale
+
+    def _steps(self, one: Work, is_to_do: bool) -> dict[str, bool]:
         """Return the steps of one row and whether each is finished."""
-        trained = trained_record(one.training) is not None
-        return {"training": trained, "measuring": one.record() is not None and not self._again}
+        return {"training": trained_record(one.training) is not None, "measuring": not is_to_do}
 
     def _finish(self, one: Work, left: TimeLeft) -> None:
         with left.step("training", one.training, count=trained_record(one.training) is None):

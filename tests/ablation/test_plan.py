@@ -324,9 +324,9 @@ def test_files_that_a_gallery_or_a_defense_names_count_by_content(write_plan, tm
 def test_figures_with_and_without_the_cost_of_a_step_are_not_one():
     cfg = get_default_config()
     cfg.privacy.gallery.enabled = True
-    for defense, same in (("", False), ("leace", True)):
+    for defense in ("", "leace"):
         keys = {measured_key(cfg, cfg, defense, Measures(), has_step=has_step) for has_step in (True, False)}
-        assert (len(keys) == 1) == same
+        assert len(keys) == 2
 
 
 @pytest.mark.parametrize(
@@ -337,6 +337,14 @@ def test_figures_with_and_without_the_cost_of_a_step_are_not_one():
             [ROWS[0], {"name": "d", "of": "baseline", "defense": "dp:epsilon=8",
                        "options": {"privacy.gallery.epsilon": 4.0}}],
             "row 'd' has a defense, and privacy.gallery.epsilon, which would do nothing",
+        ),
+        (
+            [ROWS[0], {"name": "d", "of": "baseline", "options": {"privacy.gallery.epsilon": 4.0}}],
+            "row 'd' has privacy.gallery.epsilon with privacy.gallery.enabled False: it would do nothing",
+        ),
+        (
+            [ROWS[0], {"name": "d", "config": preset("baseline"), "options": {"data.combineall": True}}],
+            "data.combineall is True in row 'd': attackers",
         ),
         (
             [ROWS[0], {"name": "r", "of": "baseline", "options": {"privacy.gallery.release": "museum"}}],

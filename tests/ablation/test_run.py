@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -331,6 +332,19 @@ def test_the_references_decoder_is_fitted_once_a_seed(write_plan, flags, monkeyp
     assert losses == [one["loss"] for one in found]
     assert [one["reference"] for one in found] == [losses[0]] * 3 + [losses[3]] * 3
     assert [one["ratio"] for one in found] == [loss / losses[3 * (n // 3)] for n, loss in enumerate(losses)]
+
+
+def test_one_table_is_of_one_training(write_plan, flags, work_of, tmp_path, monkeypatch):
+    """A row that is added later trains deleted weights again; figures of the former ones are no longer beside it."""
+    measures = {**QUICK, "attacks": []}
+    first = ablation_command(flags(write_plan([ROWS[0]], measures=measures)))
+    shutil.rmtree(tmp_path / "out" / "training")
+    monkeypatch.setattr(training, "model_fingerprint", lambda path: "sha256:other")
+    added = {"name": "permuted", "of": "baseline", "defense": "permute"}
+    again = ablation_command(flags(write_plan([ROWS[0], added], measures=measures)))
+    assert first["records"]["baseline"][0]["weights"]["row"] != "sha256:other"
+    for name in ("baseline", "permuted"):
+        assert set(again["records"][name][0]["weights"].values()) == {"sha256:other"}
 
 
 def test_no_train_measures_again_and_refuses_what_is_not_trained(write_plan, flags, tmp_path, monkeypatch):

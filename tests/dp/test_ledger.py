@@ -839,9 +839,7 @@ def test_a_void_does_not_hide_the_release_that_was_appended_to(tmp_path, monkeyp
         patch.setattr(release_module, "reached", stop)
         release(tmp_path, epsilon=4.0, append=True)
     release(tmp_path, epsilon=4.0, name="b")
-    with pytest.raises(
-        FileExistsError, match=r"holds something else .* void a-0001\+1"
-    ):
+    with pytest.raises(FileExistsError, match=r"holds something else .* void a-0001\+1"):
         void_release(open_ledger(tmp_path), "a-0001+1")
     (tmp_path / "release").rename(tmp_path / "b")
     void_release(open_ledger(tmp_path), "a-0001+1")
