@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,8 +35,8 @@ class CSVDataset(data.ImageDataset):
     """torchreid image data set read from a CSV file (see the module's docstring).
 
     Train pids are relabeled from 0 in sorted order. Query and gallery share one numbering of pids, all splits one of
-    camids. A pid written as a number keeps it in query and gallery (0 stays background, -1 is dropped); words are
-    numbered after the largest.
+    camids. A pid written as a number keeps it in query and gallery (0 stays background, -1 is dropped); a word gets
+    the number that `number_of` says, whoever else is in the file. Cameras that are words are numbered in sorted order.
 
     Args:
         csv_file: the file.
@@ -51,8 +53,13 @@ class CSVDataset(data.ImageDataset):
 
     def __init__(self, csv_file: str, root: str = "", **kwargs: Any) -> None:
         rows = _read_rows(Path(csv_file))
-        camids = _numbering([row["camid"] for row in rows], first=0)
-        test_pids = _numbering([row["pid"] for row in rows if row["split"] != "train"], first=1)
+        camids = _numbering([row["camid"] for row in rows])
+        named = {row["pid"] for row in rows if row["split"] != "train"}
+        test_pids = {pid: int(pid) if _is_number(pid) else number_of(pid) for pid in named}
+        if len(set(test_pids.values())) < len(test_pids):
+            raise CSVFormatError(
+                f"{csv_file}: two pids have the same number, by chance. Write numbers in place of words."
+            )
         train_pids = sorted(
             {row["pid"] for row in rows if row["split"] == "train" and row["pid"] != "-1"}, key=_natural
         )
@@ -91,6 +98,20 @@ def register_csv_dataset(spec: str) -> str:
         raise ValueError(f"--dataset name '{name}' is a data set already; choose another name.")
     data.register_image_dataset(name, functools.partial(CSVDataset, csv_file=path))
     return name
+
+
+def number_of(word: str) -> int:
+    """Return the pid of a person whom a CSV file names by a word, such as for ``--opt-out``.
+
+    2^32 plus 48 bits of the SHA-256 of the word: the same whoever else is in the file, now or later. Numbers by order
+    would pass to others when somebody is added, and with them opt-outs, budgets and deletions.
+
+    Example:
+        >>> number_of("anna")
+        93839051552918
+    """
+    text = unicodedata.normalize("NFC", word).encode("utf-8")
+    return 2**32 + int.from_bytes(hashlib.sha256(text).digest()[:6], "big")
 
 
 def csv_folder_of(image: str) -> Path | None:
@@ -150,10 +171,10 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"-?\d+", text) is not None
 
 
-def _numbering(texts: list[str], *, first: int) -> dict[str, int]:
+def _numbering(texts: list[str]) -> dict[str, int]:
     """Give every distinct text a number: its own where it is one; words come after these, in sorted order."""
     distinct = sorted(set(texts), key=_natural)
     numbers = {text: int(text) for text in distinct if _is_number(text)}
     words = [text for text in distinct if text not in numbers]
-    start = max([first - 1, *numbers.values()]) + 1
+    start = max([-1, *numbers.values()]) + 1
     return numbers | {text: start + index for index, text in enumerate(words)}

@@ -39,7 +39,7 @@ Training: TypeAlias = tuple[np.ndarray, np.ndarray | None]
 _CALLED = {
     **{name: f"--{name.replace('_', '-')}" for name in ("epsilon", "delta", "codewords", "set_size")},
     **{name: f"--{name.replace('_', '-')}" for name in ("controller", "purpose", "expires", "truth_out")},
-    **{"max_rows_per_person": "--max-rows-per-person", "public transform": "--transform"},
+    **{"out": "--out", "max_rows_per_person": "--max-rows-per-person", "public transform": "--transform"},
     **{"budget epsilon": "--budget", "budget delta": "--budget-delta"},
 }
 _WEIGHT_SUFFIXES = (".pth", ".tar", ".pt", ".ckpt", ".safetensors", ".onnx")
@@ -212,6 +212,7 @@ def _release_rows(
         background_pids=args.background_pids,
         default_unit=args.unit,
     )
+    before = len(ledger.records())
     release = draw_release(
         plan,
         args.out,
@@ -220,7 +221,13 @@ def _release_rows(
         append=args.append,
         new_release=args.new_release,
     )
-    print(f"Release {release.manifest['release']} in '{release.folder}'\n{summary_text(release.manifest)}")
+    name = release.manifest["release"]
+    if len(ledger.records()) == before:
+        aside = "" if release.folder == Path(args.out).absolute() else f", and --out '{args.out}' was not written"
+        print(f"Release {name} is stored in '{release.folder}': nothing was drawn or spent{aside}.")
+    else:
+        print(f"Release {name} in '{release.folder}'")
+    print(summary_text(release.manifest))
     return release
 
 
@@ -243,6 +250,8 @@ def ledger_command(argv: Sequence[str]) -> None:
         raise ValueError(f"--release is for verify and purge; with {args.action} it does nothing. Leave it out.")
     if args.action == "purge" and len(args.release) > 1:
         raise ValueError(f"--release has {len(args.release)} folders; purge deletes one. Run it for each.")
+    if not scopes:
+        raise ValueError(f"--ledger is '{args.ledger}', where no ledger is. Name its folder.")
     ledger = Ledger(args.ledger, args.scope)
     if args.action == "show":
         print(ledger_text(ledger))
@@ -261,7 +270,10 @@ def ledger_command(argv: Sequence[str]) -> None:
             "the ledger does not know where it lies."
         )
     elif purge_release(ledger, args.name, args.release[0] if args.release else None):
-        print(f"Deleted {args.name}; what it spent stays spent.")
+        print(
+            f"Deleted {args.name}; what it spent stays spent. Its people are still in maps (--truth-out) and search "
+            "indexes (tools/serve_index.py) that were made with it: delete those too."
+        )
     else:
         print(f"{args.name} was purged or voided before: nothing is left to delete.")
 

@@ -7,6 +7,7 @@ release, not a unit that is gone. Records are chained and sealed, see :mod:`.jou
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,6 +21,8 @@ from ppreid_plugin.dp.units import UNITS
 from ppreid_plugin.number_checks import require_positive
 
 FORMAT = 1
+
+_log = logging.getLogger(__name__)
 
 
 class Ledger:
@@ -140,8 +143,7 @@ class Ledger:
         """
         charges = self.charges(request, units)
         taken = list(self.parts().values())
-        if self.unit == "person":
-            self._check_labels(request, taken)
+        self._check_labels(request, taken)
         check_budget(
             self.scope,
             self.unit,
@@ -217,19 +219,30 @@ class Ledger:
                 )
 
     def _check_labels(self, request: Request, taken: Sequence[Part]) -> None:
+        """Raise ValueError if others would pay than before; warn where pids of the same images moved."""
         background = request.public.get("background_pids")
-        if background != self.background_pids:
+        if self.unit == "person" and background != self.background_pids:
             raise ValueError(
                 f"background_pids is {background}; scope {self.scope!r} accounts per person and was opened with "
                 f"{self.background_pids}. Keep to these."
             )
         known = {row: pid for part in taken for row, pid in part.rows.items()}
         moved = sorted(row for row, pid in request.rows.items() if known.get(row, pid) != pid)
-        if moved:
+        if not moved:
+            return
+        what = (
+            f"row {moved[0]!r} (and {len(moved) - 1} more) had pid {known[moved[0]]} in an earlier release, now "
+            f"{request.rows[moved[0]]}"
+        )
+        if self.unit == "person":
             raise ValueError(
-                f"row {moved[0]!r} (and {len(moved) - 1} more) had pid {known[moved[0]]} in an earlier release, now "
-                f"{request.rows[moved[0]]}; scope {self.scope!r} accounts per person. Give changed rows new row ids."
+                f"{what}; scope {self.scope!r} accounts per person, so others would pay. Restore the pids that they had."
             )
+        _log.warning(
+            "%s: opt-outs, budgets and deletions are by pid, and earlier ones may now mean other people. Restore the "
+            "pids unless they were wrong.",
+            what,
+        )
 
     def _close(self, reservation: str, kind: str, content: dict[str, Any]) -> None:
         with self.locked():

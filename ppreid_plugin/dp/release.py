@@ -7,7 +7,9 @@ the reservation stays spent; :mod:`.recovery` finishes or voids it.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +35,8 @@ from ppreid_plugin.dp.stored import ARRAYS, MANIFEST, Release, load_release, loa
 from ppreid_plugin.dp.transforms import PublicTransform
 from ppreid_plugin.dp.truth import load_maps_of
 from ppreid_plugin.dp.units import GalleryRows, Unit
+
+_log = logging.getLogger(__name__)
 
 
 def release_gallery(
@@ -127,12 +131,22 @@ def draw_release(
         if earlier is not None:
             plan = plan.with_terms_of(earlier.manifest)
         plan.terms.require_current()
-        for path in (out, *([truth] if truth else [])):
-            path.parent.mkdir(parents=True, exist_ok=True)  # a place that cannot be written must not cost a budget
+        for name, path in (("out", out), ("truth_out", truth)):
+            if path is not None:
+                _require_writable(name, path)
         part = ledger.reserve(request, units, append_to=base)
-        reached("reserved")
         # still under the lock: whoever finds a reservation without a commit knows that its process is gone
-        _write(plan, ledger, part, base, out, truth, earlier)
+        try:
+            reached("reserved")
+            _write(plan, ledger, part, base, out, truth, earlier)
+        except BaseException:
+            _log.error(
+                "release %s was stopped while it was written; what it reserved stays spent. See tools/ledger.py show; "
+                "then: tools/ledger.py finish %s, or void where it is not whole.",
+                part.release,
+                part.reservation,
+            )
+            raise
         return load_release(out)
 
 
@@ -250,6 +264,19 @@ def _require_as_stored(release: Release, terms: ReleaseTerms, truth: Path | None
         )
     if truth is not None:
         load_maps_of(manifest["parts"], [truth], flag="truth_out")
+
+
+def _require_writable(name: str, path: Path) -> None:
+    """Raise ValueError if nothing can be written beside ``path``: that must not cost a budget."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}."):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{name} is '{path}', where nothing can be written ({error.strerror or error}). Nothing was spent. Name "
+            "another place."
+        ) from None
 
 
 def _check_free(*paths: Path | None) -> None:

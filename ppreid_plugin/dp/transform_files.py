@@ -18,9 +18,9 @@ from typing_extensions import Self
 
 from .arrays import directions, row_chunks, to_rows
 from .journal import write_file
-from .transforms import PublicTransform
+from .transforms import PublicTransform, unit_mean
 
-_FITTED_ON = "fitted_on"
+_FITTED_ON, _CENTER = "fitted_on", "fitted_on_center"
 _SIGNS = 256
 
 _log = logging.getLogger(__name__)
@@ -32,9 +32,16 @@ class FileTransform(PublicTransform):
     Attributes:
         fitted_on: digests of the rows that it was fitted on, (n,) uint64; None where they are not known. They are in
             the file and not in the state.
+        fitted_on_center: the mean direction of these rows, (d,) float32, from which digests are taken.
     """
 
     fitted_on: npt.NDArray[np.uint64] | None = None
+    fitted_on_center: npt.NDArray[np.float32] | None = None
+
+    def note_fitted_on(self, features: np.ndarray | torch.Tensor) -> None:
+        """Note which rows (n, d) it is fitted on, so that a gallery which holds one of them can be refused."""
+        center = unit_mean(to_rows(features)[0]).cpu().numpy().astype(np.float32)
+        self.fitted_on, self.fitted_on_center = row_digests(features, center), center
 
     def save(self, path: str | Path) -> Path:
         """Write what was fitted to ``path`` (``.safetensors``), complete or not at all; an existing file is replaced.
@@ -46,7 +53,9 @@ class FileTransform(PublicTransform):
         from safetensors.numpy import save
 
         path = self._checked(path)
-        known = {} if self.fitted_on is None else {_FITTED_ON: self.fitted_on}
+        known: dict[str, np.ndarray] = {}
+        if self.fitted_on is not None and self.fitted_on_center is not None:
+            known = {_FITTED_ON: self.fitted_on, _CENTER: self.fitted_on_center}
         write_file(path, save({**self.state(), **known}))
         return path
 
@@ -67,10 +76,11 @@ class FileTransform(PublicTransform):
             arrays = load(path.read_bytes())
         except Exception as error:
             raise ValueError(f"'{path}' cannot be read ({' '.join(str(error).split())}). Fit and save again.") from None
-        fitted_on = arrays.pop(_FITTED_ON, None)
+        fitted_on, center = arrays.pop(_FITTED_ON, None), arrays.pop(_CENTER, None)
         transform = cls.from_state(arrays)
-        if fitted_on is not None:
+        if fitted_on is not None and center is not None:
             transform.fitted_on = np.asarray(fitted_on, dtype=np.uint64).ravel()
+            transform.fitted_on_center = np.asarray(center, dtype=np.float32).ravel()
         return transform
 
     @classmethod
@@ -81,21 +91,28 @@ class FileTransform(PublicTransform):
         return path
 
 
-def row_digests(features: np.ndarray | torch.Tensor) -> npt.NDArray[np.uint64]:
+def row_digests(features: np.ndarray | torch.Tensor, center: npt.NDArray[np.floating]) -> npt.NDArray[np.uint64]:
     """Return a digest of each row's direction, (n, d) -> (n,), which length and rounding do not change.
 
-    It is a hash of the signs of 256 random projections: rows that differ by rounding (of float32, of another batch
-    size) have the same one, rows of two people have not (at a cosine of 0.99, with probability 1e-5).
+    It is a hash of the signs of 256 random projections of what the direction has beyond ``center``: rows that differ by
+    rounding (of float32, of another batch size) have the same one, rows of two people have not. Without a center they
+    could: all features of an encoder may lie close together.
+
+    Args:
+        features: rows; their length does not matter.
+        center: the mean direction of the rows that something was fitted on, (d,).
 
     Example:
-        >>> row_digests(np.array([[3.0, 4.0], [0.6, 0.8]])).tolist() == 2 * row_digests(np.array([[3.0, 4.0]])).tolist()
+        >>> rows, center = np.array([[3.0, 4.0], [0.6, 0.8]]), np.array([0.6, 0.6])
+        >>> row_digests(rows, center).tolist() == 2 * row_digests(rows[:1], center).tolist()
         True
     """
     rows, _ = to_rows(features)
     planes = torch.from_numpy(np.random.default_rng(0).standard_normal((rows.shape[1], _SIGNS)))
+    middle = torch.from_numpy(np.asarray(center, dtype=np.float64))
     digests = []
     for span in row_chunks(rows):
-        signs = np.packbits((directions(rows[span].double())[0].cpu() @ planes > 0).numpy(), axis=1)
+        signs = np.packbits(((directions(rows[span].double())[0].cpu() - middle) @ planes > 0).numpy(), axis=1)
         digests += [hashlib.blake2b(one.tobytes(), digest_size=8).digest() for one in signs]
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
@@ -110,13 +127,15 @@ def require_not_fitted_on(transform: PublicTransform, gallery: np.ndarray | torc
         )
     if not isinstance(transform, FileTransform) or not transform.fitted:
         return
-    if transform.fitted_on is None:
+    if transform.fitted_on is None or transform.fitted_on_center is None:
         _log.warning(
             "transform '%s' does not say what it was fitted on. If that was this gallery, the guarantee is void.",
             transform.name,
         )
         return
-    shared = int(np.isin(row_digests(gallery), transform.fitted_on).sum())
+    if gallery.shape[1] != len(transform.fitted_on_center):
+        return  # features of another model, which the transform itself refuses
+    shared = int(np.isin(row_digests(gallery, transform.fitted_on_center), transform.fitted_on).sum())
     if shared:
         raise ValueError(
             f"public transform is '{transform.name}', fitted on {shared} rows of the gallery: what is fitted on the "

@@ -15,7 +15,7 @@ import torch
 from typing_extensions import Self
 
 from ..dp.arrays import directions, to_rows
-from ..dp.transform_files import FileTransform, row_digests
+from ..dp.transform_files import FileTransform
 from ..dp.transforms import column_values, frozen, register_transform
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Leace(FileTransform):
         self.right = frozen(np.ascontiguousarray(eraser.proj_right[kept].T.numpy()))
         self.left = frozen(np.ascontiguousarray(eraser.proj_left[:, kept].numpy()))
         self.fitted, self.fitted_rows = True, int(known.sum())
-        self.fitted_on = row_digests(rows[torch.from_numpy(known).to(rows.device)])
+        self.note_fitted_on(rows[torch.from_numpy(known).to(rows.device)])
         return self
 
     def transform_rows(self, rows: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from typing_extensions import Self
 
 from ..dp.arrays import directions
-from ..dp.transform_files import FileTransform, row_digests
+from ..dp.transform_files import FileTransform
 from ..dp.transforms import column_values, normalized, register_transform
 from ..registry import check_arguments
 from .fitting import SuppressorFit
@@ -94,7 +94,7 @@ class Suppressor(FileTransform):
         for name in self.learned:
             setattr(self, name, learned[name])
         self.fitted, self.fitted_rows = True, len(features)
-        self.fitted_on = row_digests(features)
+        self.note_fitted_on(features)
         return self
 
     @property

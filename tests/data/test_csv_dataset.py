@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from ppreid_plugin.data.csv_dataset import CSVDataset, CSVFormatError, register_csv_dataset
+from ppreid_plugin.data.csv_dataset import CSVDataset, CSVFormatError, number_of, register_csv_dataset
 
 HEADER = "path,pid,camid,split\n"
 GOOD = "a.jpg,7,1,train\nb.jpg,3,2,train\nq.jpg,7,1,query\ng.jpg,7,2,gallery\nj.jpg,-1,2,gallery\nz.jpg,0,2,gallery\n"
@@ -29,10 +29,18 @@ def test_numbers_keep_their_meaning(write):
     assert [item[1:3] for item in dataset.gallery] == [(7, 2), (0, 2)]
 
 
-def test_words_are_numbered_in_sorted_order_and_never_background(write):
+def test_words_have_a_number_of_their_own_whoever_is_added(write):
+    """Opt-outs, budgets and deletions are by number: they must not pass to somebody else."""
     text = "a.jpg,Eve,door,train\nq.jpg,Bob,door,query\ng.jpg,Bob,yard,gallery\nh.jpg,Amy,yard,gallery\n"
     dataset = CSVDataset(str(write(HEADER + text)), verbose=False)
-    assert [item[1:3] for item in dataset.query + dataset.gallery] == [(2, 0), (2, 1), (1, 1)]
+    bob, amy = number_of("Bob"), number_of("Amy")
+    assert [item[1:3] for item in dataset.query + dataset.gallery] == [(bob, 0), (bob, 1), (amy, 1)]
+    assert min(bob, amy) >= 2**32
+    assert max(bob, amy) < 2**53
+    more = CSVDataset(str(write(HEADER + text + "z.jpg,Al,yard,gallery\n")), verbose=False)
+    assert more.gallery[:2] == dataset.gallery
+    assert number_of("Zo\u00eb") == number_of("Zoe\u0308") != number_of("Zoe")
+    assert [item[1] for item in dataset.train] == [0]
 
 
 def test_worker_processes_that_start_afresh_can_have_it(write):
@@ -79,7 +87,7 @@ def test_a_number_is_one_person_however_it_is_written_and_beside_words(write):
     text = "a.jpg,1,0,train\nb.jpg,01,0,train\nc.jpg,2,0,train\nq.jpg,0005,1,query\ng.jpg,5,02,gallery\n"
     dataset = CSVDataset(str(write(HEADER + text + "z.jpg,0,2,gallery\nw.jpg,Eve,2,gallery\n")), verbose=False)
     assert [item[1] for item in dataset.train] == [0, 0, 1]
-    assert [item[1:3] for item in dataset.query + dataset.gallery] == [(5, 1), (5, 2), (0, 2), (6, 2)]
+    assert [item[1:3] for item in dataset.query + dataset.gallery] == [(5, 1), (5, 2), (0, 2), (number_of("Eve"), 2)]
 
 
 @pytest.mark.parametrize(
