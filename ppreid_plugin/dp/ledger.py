@@ -236,7 +236,7 @@ class Ledger:
         )
         if self.unit == "person":
             raise ValueError(
-                f"{what}; scope {self.scope!r} accounts per person, so others would pay. Restore the pids that they had."
+                f"{what}; scope {self.scope!r} accounts per person, so others would pay. Restore the former pids."
             )
         _log.warning(
             "%s: opt-outs, budgets and deletions are by pid, and earlier ones may now mean other people. Restore the "

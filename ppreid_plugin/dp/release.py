@@ -270,7 +270,7 @@ def _require_writable(name: str, path: Path) -> None:
     """Raise ValueError if nothing can be written beside ``path``: that must not cost a budget."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}."):
+        with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
         raise ValueError(
