@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import re
 import shutil
@@ -17,6 +18,7 @@ from torch import nn
 from . import ranks
 from .dp.journal import write_file
 from .features import unwrap
+from .training_log import TRAINING_LOG
 
 # rank1 of checkpoints that torchreid wrote is a numpy scalar, under numpy 1 with the module's former name
 _SCALAR = np.float32(0).__reduce__()[0]
@@ -31,6 +33,9 @@ LAST_FILE = "model-last.pth.tar"  # in the folder of each module: its state afte
 BEST_MODEL = "model-best.pth.tar"  # there too: that of the best epoch, as torchreid calls it
 BEST_FILE = "best.json"  # beside the modules' folders: epoch and mAP of the best checkpoint on validation people
 STATES_FILE = "components.json"  # there too: what components keep beside their modules, by epoch and name
+
+_log = logging.getLogger(__name__)
+
 _CLASSIFIER = re.compile(r"(^|\.)classifier(\.|$|\d|_)|^fc\.|^last_linear")
 
 
@@ -166,6 +171,30 @@ def _take_best_along(engine: Any, folder: Path, save_dir: Path) -> None:
         (save_dir / name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name / BEST_MODEL, save_dir / name / BEST_MODEL)
     keep_best(save_dir, engine.best)
+
+
+def load_best(engine: Any, folder: Path) -> None:
+    """Load the weights of all registered modules that validation people chose in the run of a folder."""
+    for name in engine.get_model_names():
+        state = load_checkpoint(folder / name / BEST_MODEL, option="data.save_dir")["state_dict"]
+        unwrap(engine._models[name]).load_state_dict(state)
+
+
+def set_aside(folder: Path) -> None:
+    """Rename what an earlier training left in a folder and a new one would pass for its own; ``.earlier`` is behind it.
+
+    The best weights and which epoch they are of, curves and pictures. Checkpoints of epochs are written over.
+    """
+    names = (BEST_FILE, f"*/{BEST_MODEL}", TRAINING_LOG, "training.png", "reconstructions_*.png")
+    found = [path for name in names for path in folder.glob(name) if path.is_file()]
+    for path in found:
+        path.replace(path.with_name(f"{path.name}.earlier"))
+    if found:
+        _log.warning(
+            "'%s' holds an earlier training: %s renamed to .earlier. Use another data.save_dir to keep runs apart.",
+            folder,
+            ", ".join(path.relative_to(folder).as_posix() for path in found),
+        )
 
 
 def keep_best(folder: Path, best: Mapping[str, float]) -> None:

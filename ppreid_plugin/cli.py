@@ -6,6 +6,7 @@ The tools in ``tools/`` are thin: parse, build, call the package, print.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import re
 import sys
@@ -37,6 +38,7 @@ USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, AssertionError)
 
 _log = logging.getLogger(__name__)
 
+_GIVEN = "nothing: these weights were given"  # what a test of weights chose its checkpoint on
 _WITH_RELEASE = ("release", "truth", "enroll_cameras", "background_pids")  # keys that a stored release leaves open
 
 
@@ -162,7 +164,11 @@ def _train(cfg: CfgNode, argv: Sequence[str]) -> dict[str, Any]:
         print("Environment: " + ", ".join(f"{key} {value}" for key, value in environment(device).items()))
         engine = build.build_engine(cfg)
         with _saying_how_to_go_on(cfg):
-            engine.run(**arguments.engine_run_arguments(cfg))
+            given = arguments.engine_run_arguments(cfg)
+            engine.run(**given)
+            if not cfg.test.evaluate:
+                told = ("dist_metric", "normalize_feature", "use_metric_cuhk03", "ranks")
+                engine.test_best(cfg.data.save_dir, **{name: given[name] for name in told})
         if not ranks.is_first():
             return {}
         record = {
@@ -175,7 +181,7 @@ def _train(cfg: CfgNode, argv: Sequence[str]) -> dict[str, Any]:
             "seconds": round(time.time() - start, 1),
             "environment": environment(device),
         }
-        path = Path(cfg.data.save_dir) / "metrics.json"
+        path = _record_path(cfg)
         write_json(record, path)
         write_reconstructions(engine, cfg.data.save_dir, command=record["command"], seed=cfg.train.seed)
         if not cfg.test.evaluate:
@@ -281,9 +287,21 @@ def _refuse_idle_options(cfg: CfgNode, options: Sequence[str]) -> None:
             )
 
 
+def _record_path(cfg: CfgNode) -> Path:
+    """Return where figures are written: a test beside a training does not take the place of its record."""
+    path = Path(cfg.data.save_dir) / "metrics.json"
+    if not cfg.test.evaluate or not path.is_file():
+        return path
+    try:
+        chosen_on = json.loads(path.read_text(encoding="utf-8"))["chosen_on"]
+    except (ValueError, KeyError, TypeError):
+        return path
+    return path if chosen_on == _GIVEN else path.with_name("metrics-test.json")
+
+
 def _chosen_on(engine: Any, cfg: CfgNode) -> str:
     if cfg.test.evaluate:
-        return "nothing: these weights were given"
+        return _GIVEN
     return "validation people" if engine.best else "nothing: the last epoch"
 
 

@@ -15,6 +15,7 @@ Without components the engine computes what torchreid's own computes.
 from __future__ import annotations
 
 import functools
+import inspect
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ranks
-from .checkpoint import LAST_FILE, keep_best, keep_last, keep_small_states
+from .checkpoint import LAST_FILE, keep_best, keep_last, keep_small_states, load_best, set_aside
 from .components import Batch, Component, Context
 from .data.validation import VALIDATION, training_set_for_features
 from .distributed import NoWriter, average_gradients, share_module
@@ -144,7 +145,25 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
     def run(self, save_dir: str = "log", *args: Any, **kwargs: Any) -> None:
         """Train and test as torchreid does; a run that is stopped continues from its ``model-last``."""
         self._save_dir = Path(save_dir)
+        given = inspect.signature(super().run).bind(save_dir, *args, **kwargs).arguments  # type: ignore[misc]
+        if not given.get("test_only") and not given.get("start_epoch") and given.get("max_epoch") and ranks.is_first():
+            set_aside(self._save_dir)
         super().run(save_dir, *args, **kwargs)  # type: ignore[misc]
+
+    def test_best(self, save_dir: str | Path, **kwargs: Any) -> None:
+        """Test the weights that validation people chose in a `run`, where those are not the last.
+
+        The registered modules have these weights afterwards.
+
+        Args:
+            save_dir: of the run.
+            kwargs: of ``test``.
+        """
+        if self.best is None or self.best["epoch"] == self.epoch + 1:
+            return
+        print(f"=> Test of epoch {self.best['epoch']:.0f}, the best on validation people")
+        load_best(self, Path(save_dir))
+        self.test(save_dir=str(save_dir), **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         """Train one epoch and, in a `run`, keep what it made: torchreid's own saves nothing before an evaluation."""

@@ -33,6 +33,16 @@ def train(pedestrians, tmp_path, capsys):
     return call
 
 
+def test_figures_are_of_the_checkpoint_that_was_chosen(train, tmp_path):
+    options = ("privacy.validation.ids_fraction", "0.4", "test.eval_freq", "1", "train.max_epoch", "3")
+    code, out, err = train(*options, "train.lr", "0.3", "data.save_dir", tmp_path / "log")
+    assert code == 0, err
+    record = json.loads((tmp_path / "log/metrics.json").read_text())
+    assert record["chosen_on"] == "validation people"
+    assert record["targets"]["validation_people"]["clean"]["mAP"] == pytest.approx(record["best"]["mAP"], abs=1e-6)
+    assert ("the best on validation people" in out) == (record["best"]["epoch"] < 3)
+
+
 def test_train_then_test_end_to_end(train, tmp_path):
     privacy = ("privacy.deid.enabled", "True", "privacy.adversary.enabled", "True")
     code, out, err = train(*privacy)
@@ -43,6 +53,11 @@ def test_train_then_test_end_to_end(train, tmp_path):
     assert record["chosen_on"].startswith("nothing")
     clean = record["targets"]["synthetic_pedestrians"]["clean"]
 
+    written = (tmp_path / "log/metrics.json").read_bytes()
+    assert train("test.evaluate", "True", "model.load_weights", tmp_path / "log/model/model-last.pth.tar")[0] == 0
+    assert (tmp_path / "log/metrics.json").read_bytes() == written  # a test does not take the training's place
+    tested = json.loads((tmp_path / "log/metrics-test.json").read_text())
+    assert tested["chosen_on"] == "nothing: these weights were given"
     weights = tmp_path / "log/model/model-last.pth.tar"
     gallery = ("privacy.gallery.enabled", "True", "privacy.gallery.epsilon", "8")
     code, out, err = train("model.load_weights", weights, "test.evaluate", "True", *gallery, save_dir=tmp_path / "t")

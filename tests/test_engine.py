@@ -380,6 +380,36 @@ def test_the_best_checkpoint_is_chosen_on_validation_people(make_engine, run_eng
     assert (best["epoch"], last["epoch"]) == (2, 3)
     with open(f"{folder}/best.json") as stream:
         assert json.load(stream) == {"epoch": 2, "mAP": 0.9}
+    monkeypatch.setattr(engine, "test", own_test)
+    engine.results.clear()
+    engine.test_best(folder)  # figures are of the result, which the last epoch is not
+    assert set(engine.results) == {VALIDATION, "synthetic_pedestrians"}
+    held = engine.model.state_dict()
+    assert all(torch.equal(held[name], value) for name, value in best["state_dict"].items())
+    assert any(not torch.equal(held[name], value) for name, value in last["state_dict"].items())
+    engine.results.clear()
+    engine.best["epoch"] = 3
+    engine.test_best(folder)  # the last: tested already
+    assert not engine.results
+
+
+def test_a_new_training_does_not_pass_an_earlier_ones_best_for_its_own(make_engine, run_engine, caplog):
+    options = ("privacy.deid.enabled", True, "test.eval_freq", 1)
+    first = make_engine(*options, "privacy.validation.ids_fraction", 0.4, "train.max_epoch", 2)
+    run_engine(first)
+    folder = Path(first.cfg.data.save_dir)
+    best, kept = (folder / "best.json").read_bytes(), (folder / "model" / "model-best.pth.tar").read_bytes()
+    (folder / "reconstructions_x.png").write_bytes(b"png")
+    second = make_engine("train.max_epoch", 1)
+    run_engine(second)
+    assert "holds an earlier training: best.json, " in caplog.text
+    assert not list(folder.glob("**/model-best.pth.tar"))
+    assert not (folder / "training.jsonl").exists()
+    assert not (folder / "reconstructions_x.png").exists()
+    assert (folder / "best.json.earlier").read_bytes() == best
+    assert (folder / "model" / "model-best.pth.tar.earlier").read_bytes() == kept
+    again = make_engine("train.max_epoch", 2, "model.resume", folder / "model" / LAST_FILE)
+    assert again.best is None
 
 
 def test_research_noise_is_the_same_draw_each_time_and_never_moves_the_training(make_engine, run_engine):
