@@ -191,11 +191,8 @@ def _of_release(
         places = [sources.get(row, row) for row in attacked.row_ids]  # a row that nothing names, by its own name
         attacked = dataclasses.replace(attacked, images=image_files(args.images_root, places).check())
     attacked = labeler(attacked, "--release")
-    about = {
-        "protection": {
-            key: manifest.get(key) for key in ("release", "epsilon", "delta", "unit", "protocol", "mechanism")
-        }
-    }
+    told = {key: manifest.get(key) for key in ("release", "epsilon", "delta", "unit", "protocol", "mechanism")}
+    about = {"protection": {**told, "sha256": manifest["file"]["sha256"]}}
     shown = {*sources.values(), *(release.row_ids if manifest["protocol"] == "enrolled" else ())}
     return attacked, _Drawn(train, release, _TRAIN_DRAWS), about, shown
 
@@ -302,6 +299,11 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.clean_train and not args.clean:
         raise ValueError("--clean-train needs --clean FILE: the gallery's rows unprotected.")
+    if args.clean_train and (args.release or args.mechanism):
+        raise ValueError(
+            f"--clean-train is given beside {'--release' if args.release else '--mechanism'}, which protects --train "
+            "itself: that is what is clean. Leave it out."
+        )
     if args.finished and args.fresh:
         raise ValueError(
             f"--fresh would drop what other runs keep in '{args.finished}'. Leave it out, or name another --finished."

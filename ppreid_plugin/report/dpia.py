@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import date
+from pathlib import PurePath
 from typing import Any
 
 from .blocks import Block, Bullets, Missing, Page, Provenance, Section, Table, Text
 from .collect import Collected, Source, reading
 from .sections import where_from
 from .tables import leakage_figures, leakage_table, percent, protection_words
-from .words import budget_in_words, leakage_in_words, not_covered, protected_in_words
+from .words import budget_in_words, largest_epsilon, leakage_in_words, not_covered, protected_in_words
 
 _OPEN = "not in the manifest: to be written by the controller"
 _NO_LEAKAGE = Missing(
@@ -70,7 +71,7 @@ def _release(source: Source, found: Collected, number: int) -> Section:
         ["unit of privacy, protocol", f"{manifest['unit']}, {manifest['protocol']}"],
         ["published beside the rows", _columns(manifest)],
         ["mechanism", _mechanism(manifest)],
-        ["ε, δ", f"{manifest['epsilon']:g}, {manifest['delta']:g}"],
+        ["ε, δ", f"{_epsilon(manifest)}, {manifest['delta']:g}"],
         ["budget of the scope", _scope(manifest["scope"])],
         ["fitted on training people, and published", _fitted(manifest)],
         ["encoder", str(manifest["model"])],
@@ -81,14 +82,16 @@ def _release(source: Source, found: Collected, number: int) -> Section:
         Text("ε in words:"),
         Bullets(budget_in_words(manifest)),
     ]
-    measured = [one for one in found.leakage if _of(one, str(manifest["release"]))]
+    measured = [one for one in found.leakage if _is_of(one, manifest)]
     for one in measured:
         said = leakage_in_words(one.record)
         blocks += [Text("Measured by attackers:"), Bullets(said)] if said else []
         blocks.append(leakage_table(one))
     if not measured:
         blocks.append(_NO_LEAKAGE)
-    return Section(f"Release {manifest['release']}", f"release-{number}", blocks)
+    twice = sum(one.record["release"] == manifest["release"] for one in found.releases) > 1
+    place = f", {PurePath(source.origin.file).parent}" if twice else ""
+    return Section(f"Release {manifest['release']}{place}", f"release-{number}", blocks)
 
 
 def _personal_data(found: Collected) -> Section:
@@ -196,9 +199,18 @@ def _open_points() -> Section:
     )
 
 
-def _of(source: Source, release: str) -> bool:
+def _is_of(source: Source, manifest: Mapping[str, Any]) -> bool:
+    """Return whether attackers had this very release: ledgers number theirs alike, so a name is not enough."""
     protection = (source.record.get("meta") or {}).get("protection") or {}
-    return protection.get("release") == release
+    if protection.get("release") != manifest["release"]:
+        return False
+    told = protection.get("sha256")
+    return bool(told == manifest["file"]["sha256"]) if told else False
+
+
+def _epsilon(manifest: Mapping[str, Any]) -> str:
+    largest = largest_epsilon(manifest)
+    return f"{largest:g}" + ("" if largest == manifest["epsilon"] else f" at most ({manifest['epsilon']:g} by default)")
 
 
 def _retention(expires: Any) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +180,8 @@ def _of_mechanism(args: argparse.Namespace, gallery: LeakageSet, query: LeakageS
         matched = _unit(component.transform_query(torch.from_numpy(query.features)).float().numpy())
         counted = component.queried(query.camids)
     title = f"{args.mechanism}, ε {args.epsilon:g} of one {component.unit}, research noise"
+    if math.isinf(component.mechanism.epsilon):
+        title = "no noise: not protected"
     made = _unit(rows.features.float().numpy())
     prototypes = component.unit == "person" and component.prototype
     cameras = tuple(component.enroll_cameras or ()) if component.unit == "person" else ()

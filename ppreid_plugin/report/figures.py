@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,11 @@ def budget_panel(axis: Any, rows: Sequence[Mapping[str, Any]], *, legend_size: f
         legend_size: font size, in points.
     """
     unit, protocol = rows[0]["unit"], rows[0]["protocol"]
+    free = [row for row in rows if not _is_budget(row["epsilon"])]  # of the mechanism that adds no noise
+    rows = [row for row in rows if _is_budget(row["epsilon"])]
     bounds = {row["epsilon"]: 100 * row["bound"] for row in rows if row["bound"] is not None}
     metric, name = ("mAP", "mAP") if protocol == "anonymous" and not bounds else ("rank1", "rank-1")
-    chosen = rows[0]["chosen_on"] != "nothing"
+    chosen = any(row["chosen_on"] != "nothing" for row in rows)
     lines: dict[str, dict[float, list[float]]] = {}
     for row in rows:
         small = " (small cells, public prior)" if row["prior_is_public"] else ""
@@ -145,6 +148,8 @@ def budget_panel(axis: Any, rows: Sequence[Mapping[str, Any]], *, legend_size: f
         found = [combine(values[epsilon], [0.0] * len(values[epsilon])) for epsilon in epsilons]
         means, halves = [100 * one.value for one in found], [100 * (one.high - one.value) for one in found]
         axis.errorbar(epsilons, means, halves, color=color, marker=marker, markersize=4, capsize=2, label=line)
+    if free:
+        axis.axhline(100 * free[0][metric], color="gray", linestyle=":", linewidth=1, label="no noise: not protected")
     if bounds:
         axis.plot(*zip(*sorted(bounds.items()), strict=True), "k--", linewidth=1, label="bound on rank-1")
     axis.set_xscale("log", base=2)
@@ -155,6 +160,10 @@ def budget_panel(axis: Any, rows: Sequence[Mapping[str, Any]], *, legend_size: f
     axis.set_title(f"{unit} unit, {protocol}", fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=legend_size)
+
+
+def _is_budget(epsilon: Any) -> bool:
+    return isinstance(epsilon, (int, float)) and math.isfinite(epsilon)
 
 
 def _line_name(row: Mapping[str, Any]) -> str:

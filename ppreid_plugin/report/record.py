@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -142,17 +143,24 @@ def _plain(value: Any) -> Any:
     return value
 
 
+@functools.cache
 def _commit() -> str:
-    """Commit of the checkout that the package runs from, or ``unknown``."""
+    """Commit of the checkout that the package runs from, ``-changed`` behind it if files differ, or ``unknown``."""
+    here = Path(__file__)
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        _git("ls-files", "--error-unmatch", here.name, folder=here.parent)  # else a repository around an installed copy
+        commit = _git("rev-parse", "--short", "HEAD", folder=here.parent)
+        changed = _git("status", "--porcelain", "--untracked-files=no", folder=here.parent)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return found.stdout.strip()
+    return f"{commit}-changed" if changed else commit
+
+
+def _git(*words: str, folder: Path) -> str:
+    """Return what git prints in a folder.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it is not there, or it fails.
+    """
+    command = ["git", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: S603

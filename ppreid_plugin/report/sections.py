@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any
 
 from ..dp.spec import MechanismSpec
@@ -163,7 +165,9 @@ def where_from(found: Collected, further: Sequence[Provenance]) -> Section:
     headers = ["file", "written by", "command", "commit", "seed", "machine", "versions"]
     blocks: list[Block] = [Table("Files", headers, rows)] if rows else []
     if found.unknown:
-        blocks.append(Text(f"Not used, as they are no records or marked pictures of ours: {', '.join(found.unknown)}."))
+        places = Counter(str(PurePath(name).parent) for name in found.unknown)  # names may be those of people's images
+        told = ", ".join(f"{count} in {place}" for place, count in places.items())
+        blocks.append(Text(f"Not used, as they are no records or marked pictures of ours: {told}."))
     return Section("Provenance", "provenance", blocks)
 
 

@@ -184,6 +184,15 @@ def sweep(
     for flag, given, allowed in (("protocols", protocols, PROTOCOLS), ("units", units, UNITS)):
         if unknown := [name for name in given if name not in allowed]:
             raise ValueError(f"--{flag} has '{unknown[0]}'; allowed: {', '.join(allowed)}.")
+    written = {"mechanisms": [str(spec) for spec in mechanisms], "epsilons": epsilons}
+    for flag, named in {**written, "protocols": protocols, "units": units}.items():
+        if twice := [value for place, value in enumerate(named) if value in named[:place]]:
+            raise ValueError(f"--{flag} has {twice[0]} twice: its rows would count as two draws. Leave one out.")
+    if "person" in units and enroll_cameras and not (~np.isin(query.camids, enroll_cameras)).any():
+        raise ValueError(
+            f"--enroll-cameras is {list(enroll_cameras)}: no query is of another camera, and those of the cameras that "
+            "people are enrolled from are not counted. Leave a camera out."
+        )
     if isinstance(seeds, int) and seeds < 1:
         raise ValueError(f"--seeds is {seeds}, must be >= 1.")
     chosen_seeds = range(1, seeds + 1) if isinstance(seeds, int) else seeds
@@ -263,4 +272,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _mean_and_deviation(values: Sequence[float | None]) -> str:
     known = [100 * value for value in values if value is not None]
-    return f"{np.mean(known):.1f} ± {np.std(known):.1f}" if known else "-"
+    if len(known) < 2:
+        return f"{known[0]:.1f}" if known else "-"
+    return f"{np.mean(known):.1f} ± {np.std(known, ddof=1):.1f}"

@@ -112,6 +112,10 @@ def _choose(
 ) -> dict[str, Any]:
     fitted_on = args.validation_train or args.train
     require_disjoint(fitted_on, row_names(load_arrays(args.validation, ["row_ids"])), "--train", "--validation")
+    for name in ("gallery", "query"):
+        if getattr(args, name):
+            names = row_names(load_arrays(getattr(args, name), ["row_ids"]))
+            require_disjoint(args.validation, names, "--validation", f"--{name}")
     people = load_split(args.validation)
     train = load_split(fitted_on)
     query, gallery = split_validation(people)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from ..dp.spec import MechanismSpec
@@ -12,7 +13,7 @@ from .blocks import Provenance, Table
 from .collect import Source, reading
 
 NO_INTERVAL = "A figure without an interval is one run; more seeds give one."
-_PLACES = ("data.save_dir", "train.seed")  # options that make no other recipe
+_PLACES = ("data.save_dir", "train.seed", "--seed", "--out")  # options and flags that make no other recipe
 _NUMBER = (int, float)
 
 
@@ -55,26 +56,35 @@ def utility_table(runs: Sequence[Source]) -> Table | None:
     """
     groups: dict[tuple[Any, ...], dict[Any, list[Any]]] = {}
     used: dict[tuple[str, str], Provenance] = {}
+    where: dict[tuple[Any, ...], list[str]] = {}
     for source in runs:
         with reading(source):
             for key, figures in _lines(source):
                 groups.setdefault(key, {}).setdefault(source.record.get("seed", source.origin.file), figures)
+                where.setdefault(key[:1], []).append(source.origin.file)
         used[source.origin.file, source.origin.command] = source.origin
     if not groups:
         return None
+    runs_of = {key[0]: _run_name(files) for key, files in where.items()}
+    many = len({key[0] for key in groups}) > 1
     rows = [
-        [*map(str, key[1:]), str(len(values)), *(spread([one[column] for one in values]) for column in range(4))]
+        [
+            *([runs_of[key[0]]] if many else []),
+            *map(str, key[1:]),
+            str(len(values)),
+            *(spread([one[column] for one in values]) for column in range(4)),
+        ]
         for key, values in ((key, list(by_seed.values())) for key, by_seed in groups.items())
     ]
+    headers = ["data", "gallery", "protocol", "ε", "ε of a person, median / largest", "runs", "rank-1", "mAP", "mINP"]
     return Table(
         "Utility: what matching still finds",
-        ["data", "gallery", "protocol", "ε", "ε of a person, median / largest", "runs", "rank-1", "mAP", "mINP",
-         "TPIR at 10 %"],
+        [*(["run"] if many else []), *headers, "TPIR at 10 %"],
         rows,
         "mAP of the enrolled protocol is the mean reciprocal rank; TPIR is the true positive identification rate at a "
         f"false positive identification rate of 10 %. {NO_INTERVAL}",
         tuple(used.values()),
-    )  # fmt: skip
+    )
 
 
 def sweep_table(source: Source) -> Table | None:
@@ -131,7 +141,8 @@ def leakage_table(source: Source) -> Table:
                 share += f" ({percent(figure['leakage_low'])} to {percent(figure['leakage_high'])})"
             elif figure["clean"] is not None:
                 share = "n/a: " + str(figure["reason"])
-            span = f"{percent(figure['score'])} ({percent(figure['low'])} to {percent(figure['high'])})"
+            low, high = max(0.0, figure["low"]), min(1.0, figure["high"])  # Student's t knows no bounds; a score does
+            span = f"{percent(figure['score'])} ({percent(low)} to {percent(high)})"
             rows.append(
                 [name, str(figure["attacker"]), span, percent(figure["floor"]), percent(figure["clean"]), share]
             )
@@ -168,8 +179,10 @@ def protection_words(record: Mapping[str, Any]) -> str:
     mechanism = protection.get("mechanism")
     if isinstance(mechanism, Mapping):
         mechanism = mechanism.get("mechanism")
+    if mechanism == "none":
+        return "no noise: not protected"
     parts = [f"release {protection['release']}"] if protection.get("release") else ["research noise"]
-    parts += [str(mechanism)] if mechanism else []
+    parts += [str(protection.get("written") or mechanism)] if mechanism else []
     if isinstance(protection.get("epsilon"), _NUMBER):
         parts.append(f"ε {budget(protection['epsilon'], protection.get('unit') or '')}")
     parts += [str(protection["protocol"])] if protection.get("protocol") else []
@@ -201,7 +214,7 @@ def audit_table(source: Source) -> Table:
 def _lines(source: Source) -> Iterable[tuple[tuple[Any, ...], list[Any]]]:
     record = source.record
     targets = record["targets"] if "targets" in record else {"generated pedestrians (demo)": record["protocols"]}
-    recipe = _recipe(record.get("command")) or source.origin.file
+    recipe = _recipe(record) or source.origin.file
     for target, figures in targets.items():
         clean = figures["clean"]
         yield (recipe, target, "clean", "anonymous", "-", "-"), [*_ranking(clean), None]
@@ -209,6 +222,11 @@ def _lines(source: Source) -> Iterable[tuple[tuple[Any, ...], list[Any]]]:
             unit, mechanism = one["unit"], f"{number + 1}: {one['mechanism']}" if number else one["mechanism"]
             person = " / ".join(budget(one["person_epsilon"][name]) for name in ("median_rows", "largest_rows"))
             told = (budget(one["epsilon"], unit), person)
+            if one.get("clean_anonymous"):  # of other rows, as prototypes: not those of the clean gallery above
+                yield (
+                    (recipe, target, f"clean, beside {mechanism}", "anonymous", "-", "-"),
+                    [*_ranking(one["clean_anonymous"]), None],
+                )
             yield (
                 (recipe, target, f"{mechanism} ({one['noise']})", "anonymous", *told),
                 [*_ranking(one["anonymous"]), None],
@@ -230,13 +248,23 @@ def _ranking(figures: Mapping[str, Any]) -> list[Any]:
     return [figures["rank1"], figures["mAP"], figures["mINP"]]
 
 
-def _recipe(command: Any) -> str:
-    """Return a command without seed and folder, so that runs that differ in nothing else are one recipe."""
+def _recipe(record: Mapping[str, Any]) -> str:
+    """Return command, code and libraries without seed and folder: runs that differ in nothing else are one recipe."""
+    command = record.get("command")
     if not isinstance(command, (list, tuple)):
         return ""
     words = [str(word) for word in command]
     dropped = set(itertools.chain(*((place, place + 1) for place, word in enumerate(words) if word in _PLACES)))
-    return "\n".join(word for place, word in enumerate(words) if place not in dropped)
+    kept = [word for place, word in enumerate(words) if place not in dropped]
+    made_by = record.get("environment") or {}
+    told = [str(made_by.get(name)) for name in ("commit", "torch", "torchreid")]
+    return "\n".join([*kept, *told, str(record.get("processes")), str(record.get("chosen_on"))])
+
+
+def _run_name(files: Sequence[str]) -> str:
+    """Return how a table calls the runs of a recipe: by the folder of the first."""
+    first, *others = dict.fromkeys(str(PurePath(file).parent) for file in files)
+    return first + (f" and {len(others)} more" if others else "")
 
 
 def _plain(value: Any) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .tables import percent
+from .tables import leakage_figures, percent
 
 _VACUOUS = 99.0  # percent; a bound from here on says so
 _READABLE = 14  # from this epsilon on, e^epsilon is written in powers of ten
@@ -41,12 +41,19 @@ def unit_words(unit: str) -> str:
     return "one person (all of his rows together)" if unit == "person" else "one image (one row of the gallery)"
 
 
+def largest_epsilon(manifest: Mapping[str, Any]) -> float:
+    """Return the largest budget of a unit in a release: people may have budgets of their own."""
+    levels = manifest.get("individual_budgets") or ()
+    return float(max([level["epsilon"] for level in levels], default=manifest["epsilon"]))
+
+
 def budget_in_words(manifest: Mapping[str, Any]) -> list[str]:
     """Return what the budget of a release promises, sentence by sentence, from its manifest alone."""
-    epsilon, delta, unit = float(manifest["epsilon"]), float(manifest["delta"]), str(manifest["unit"])
+    epsilon, delta, unit = largest_epsilon(manifest), float(manifest["delta"]), str(manifest["unit"])
+    most = "up to " if epsilon > float(manifest["epsilon"]) else ""
     slip = f", but for a probability of {delta:g} (δ)" if delta else ""
     said = [
-        f"ε is {epsilon:g} for {unit_words(unit)}. Whatever somebody believes about that {unit} beforehand, the "
+        f"ε is {most}{epsilon:g} for {unit_words(unit)}. Whatever somebody believes about that {unit} beforehand, the "
         f"release changes the odds between any two candidates by a factor of at most e^{epsilon:g} = "
         f"{factor(epsilon)}{slip}. That is {strength(epsilon)}."
     ]
@@ -102,9 +109,12 @@ def protected_in_words(manifest: Mapping[str, Any]) -> str:
 def leakage_in_words(record: Mapping[str, Any]) -> list[str]:
     """Return the two maxima of a leakage record in words; empty where there are none."""
     said = []
+    figures = leakage_figures(record)
+    known = ", ".join(name for name, one in figures if one["leakage"] is not None)
+    unknown = ", ".join(name for name, one in figures if one["leakage"] is None)
     for key, name in (
         ("task_max", "what re-identification itself is (recognizing and linking people)"),
-        ("non_task_max", "everything else (attributes, camera, membership, reconstruction, as far as measured)"),
+        ("non_task_max", "everything else that has a figure"),
     ):
         largest = record.get(key)
         if largest:
@@ -112,6 +122,8 @@ def leakage_in_words(record: Mapping[str, Any]) -> list[str]:
                 f"Of {name}, the most that leaks is {percent(largest['leakage'])} % of what unprotected features give "
                 f"away (95 %: {percent(largest['low'])} to {percent(largest['high'])}), channel {largest['channel']}."
             )
+    if said:
+        said.append(f"Figures are there of {known}" + (f"; n/a: {unknown}" if unknown else "") + "; of nothing else.")
     return said
 
 

@@ -74,9 +74,10 @@ def figure(score, floor, clean, leakage, **changes):
     }
 
 
-def leakage_record(release="museum-0001", **changes):
+def leakage_record(release="museum-0001", sha256="", **changes):
     roc = {"fpr": [0.0, 0.001, 0.1, 1.0], "tpr": [0.0, 0.01, 0.2, 1.0], "clean_tpr": [0.1, 0.3, 0.8, 1.0]}
     protection = {"release": release, "epsilon": 8.0, "unit": "image", "protocol": "enrolled", "mechanism": "gaussian"}
+    protection |= {"sha256": sha256}
     return {
         "channels": {
             "identification": figure(0.125, 0.05, 0.9, 0.0875),
@@ -152,7 +153,7 @@ def people(rows=6, count=8, d=16, seed=0):
     return {"features": features, "pids": pids, "camids": camids, "row_ids": np.array(names)}
 
 
-def release(tmp_path, arrays, name="museum", truth_out=None, **terms):
+def release(tmp_path, arrays, name="museum", truth_out=None, epsilon=8.0, **terms):
     """A whole release of these rows in ``tmp_path/runs``."""
     chosen = {"protocol": "enrolled", "controller": "Museum of Trains", "purpose": "finding lost children",
               "expires": "2999-12-31", **terms}  # fmt: skip
@@ -161,7 +162,7 @@ def release(tmp_path, arrays, name="museum", truth_out=None, **terms):
     release_gallery(
         GalleryRows(arrays["features"], arrays["row_ids"].tolist(), arrays["pids"], arrays["camids"]),
         out,
-        ledger=Ledger(tmp_path / "ledger", "default", epsilon=8.0, delta=1e-5),
+        ledger=Ledger(tmp_path / "ledger", "default", epsilon=epsilon, delta=1e-5),
         mechanism=build_mechanism("gaussian", epsilon=8.0, delta=1e-5),
         transform=build_transform("center").fit(people(seed=9)["features"]),
         terms=ReleaseTerms(name=name, model="sha256:1", **chosen),

@@ -16,10 +16,11 @@ from ppreid_plugin.report.words import budget_in_words, factor
 def page(tmp_path, capsys):
     """Return a function that makes a release and returns the page's reader and the manifest."""
 
-    def make(leakage=("museum-0001",), **terms):
+    def make(leakage=("museum-0001",), of=None, **terms):
         folder = release(tmp_path, people(), **terms)
+        sha256 = load_release(folder).manifest["file"]["sha256"] if of is None else of
         for number, name in enumerate(leakage):
-            write(tmp_path / f"runs/leakage{number}.json", leakage_record(release=name))
+            write(tmp_path / f"runs/leakage{number}.json", leakage_record(release=name, sha256=sha256))
         argv = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--dpia"]
         assert cli.run(report_command, argv) == 0, capsys.readouterr().err
         return read_html(tmp_path / "out/dpia.html"), load_release(folder).manifest
@@ -76,12 +77,29 @@ def test_measured_leakage_stands_beside_its_own_release_only(page):
     assert "the most that leaks is 19.8 % of what unprotected features give away" in reader.text
     assert "camera: 30.6 % (95 %: 29.6 to 32.6); without looking 25.0 %; on clean features 81.2 %." in reader.text
     assert "No measured leakage of this release was found" not in reader.text
+    assert "Figures are there of identification, linkage, attributes: hair, camera; n/a: attributes: hat" in reader.text
 
 
-def test_leakage_of_another_release_is_not_taken_for_its_own(page):
-    reader, _ = page(leakage=("other-0001",))
+@pytest.mark.parametrize("given", [{"leakage": ("other-0001",)}, {"of": "another ledger's museum-0001"}])
+def test_leakage_of_another_release_is_not_taken_for_its_own(page, given):
+    reader, _ = page(**given)
     assert "No measured leakage of this release was found" in reader.text
     assert not [table for table in reader.tables if "leakage" in table[0]]
+
+
+def test_two_releases_of_one_name_are_told_apart_and_the_largest_budget_is_said(page, tmp_path):
+    """Ledgers number theirs alike; a person's own budget is the promise that he has."""
+    release(tmp_path / "second", people(), budgets={1: 16.0}, epsilon=16.0)
+    (tmp_path / "runs").mkdir(exist_ok=True)
+    (tmp_path / "second/runs/museum").rename(tmp_path / "runs/other")
+    reader, _ = page()
+    assert "Release museum-0001, runs/museum" in reader.text
+    assert "Release museum-0001, runs/other" in reader.text
+    assert reader.text.count("the most that leaks is 19.8 %") == 1
+    assert reader.text.count("No measured leakage of this release was found") == 1
+    assert "ε is up to 16 for one image" in reader.text
+    told = [dict(one[1:])["ε, δ"] for one in reader.tables if one[0] == ["what", "stated"]]
+    assert sorted(told) == ["16 at most (8 by default), 1e-05", "8, 1e-05"]
 
 
 def test_what_the_manifest_does_not_say_is_left_to_the_controller(page):

@@ -30,6 +30,7 @@ from ppreid_plugin.report.blocks import Provenance
 from ppreid_plugin.report.collect import Source, collect
 from ppreid_plugin.report.curves import leakage_over_budgets
 from ppreid_plugin.report.feature_inputs import load_inputs
+from ppreid_plugin.report.figures import budget_panel, pyplot
 from ppreid_plugin.report.pictures import is_generated, picture_mark
 from ppreid_plugin.report.report_command import parser, report_command
 
@@ -69,7 +70,9 @@ def report(tmp_path, capsys, *argv):
 def table(reader, column, first):
     """Rows of the table that has this column, by their first cell and whole."""
     (found,) = [one for one in reader.tables if column in one[0]]
-    return [dict(zip(found[0], row, strict=True)) for row in found[1:] if row[0].startswith(first)]
+    name = "data" if "data" in found[0] else found[0][0]
+    rows = [dict(zip(found[0], row, strict=True)) for row in found[1:]]
+    return [row for row in rows if row[name].startswith(first)]
 
 
 def test_figures_are_those_of_the_records(tmp_path, runs, capsys):
@@ -151,6 +154,40 @@ def test_runs_that_differ_by_their_seed_are_one_line_with_an_interval(tmp_path, 
     assert lines[0]["rank-1"] == f"50.0 ({100 * wanted.low:.1f} to {100 * wanted.high:.1f})"
     assert lines[0]["runs"] == "3"
     assert [(row["runs"], row["rank-1"]) for row in lines[1:]] == [("1", "90.0")]
+    assert [row["run"] for row in lines] == ["runs/1 and 3 more", "runs/other"]
+
+
+@pytest.mark.parametrize("change", [{"commit": "other"}, {"torch": "9.9"}])
+def test_runs_of_another_version_are_another_recipe(tmp_path, capsys, change):
+    for seed, more in ((1, {}), (2, change)):
+        record = train_record(0.4, seed)
+        write(tmp_path / f"runs/{seed}/metrics.json", {**record, "environment": {**record["environment"], **more}})
+    lines = [row for row in table(report(tmp_path, capsys), "mINP", "synthetic") if row["gallery"] == "clean"]
+    assert [(row["run"], row["runs"]) for row in lines] == [("runs/1", "1"), ("runs/2", "1")]
+
+
+def test_prototypes_stand_beside_clean_prototypes(tmp_path, capsys):
+    record = train_record(0.5)
+    (one,) = record["targets"]["synthetic_pedestrians"]["protected"]
+    one["clean_anonymous"] = {**one["anonymous"], "rank1": 0.777}
+    write(tmp_path / "runs/metrics.json", record)
+    lines = table(report(tmp_path, capsys), "mINP", "synthetic")
+    found = [
+        row["rank-1"] for row in lines if (row["gallery"], row["protocol"]) == ("clean, beside gaussian", "anonymous")
+    ]
+    assert found == ["77.7"]
+
+
+def test_a_sweep_with_no_mechanism_is_drawn_as_a_line_without_a_budget(tmp_path, capsys):
+    record = sweep_record()
+    record["rows"] += [{**row, "mechanism": "none", "params": {}, "epsilon": None} for row in record["rows"]]
+    write(tmp_path / "runs/sweep.json", record)
+    lines = table(report(tmp_path, capsys), "bound on rank-1", "none")
+    assert {row["ε"] for row in lines} == {"-"}
+    axis = pyplot().subplots()[1]
+    budget_panel(axis, [row for row in record["rows"] if row["protocol"] == record["rows"][0]["protocol"]])
+    assert "no noise: not protected" in [text.get_text() for text in axis.get_legend().get_texts()]
+    pyplot().close("all")
 
 
 def test_markdown_holds_the_same_tables_and_its_figures(tmp_path, runs, capsys):
@@ -218,7 +255,7 @@ def test_pictures_of_real_people_are_shown_only_on_demand(tmp_path, runs, capsys
     assert "](report_files/g-http-x.png)" in (tmp_path / "out/report.md").read_text()
     assert "Left out, not marked as generated people: runs/odd.png, runs/r.png." in reader.text
     assert "runs/g ](http:x) $.png; commit not recorded; seed 7" in reader.text
-    assert "Not used, as they are no records or marked pictures of ours: runs/holiday.png." in reader.text
+    assert "Not used, as they are no records or marked pictures of ours: 1 in runs." in reader.text
     reader = report(tmp_path, capsys, "--show-real-people")
     files = [path.read_bytes() for path in (tmp_path / "out/report_files").glob("*.png")]
     assert sorted(files) == sorted([generated, real, odd])
