@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -102,7 +103,7 @@ class ProtectedResult:
             person = cost
             if unit == "image":
                 person = (
-                    f"{cost}; a person: {self.person_epsilon[0]:.3g} at {median:g} rows (median), "
+                    f"{cost}; a person: {self.person_epsilon[0]:.3g} at {math.ceil(median)} rows (median), "
                     f"{self.person_epsilon[1]:.3g} at {largest} (largest)"
                 )
             for kind, enrolled, open_set, shown in (

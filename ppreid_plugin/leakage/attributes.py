@@ -120,7 +120,7 @@ class AttributesAttack(ProbeAttack):
         if single:
             raise ValueError(
                 f"attribute {', '.join(repr(name) for name in single)} has fewer than two classes among the {what}: "
-                "there is nothing to tell apart. Leave it out, or give more people."
+                "there is nothing to tell apart. Leave it out, or give more people (--learn-from gallery halves them)."
             )
         return rows.attributes
 

@@ -139,10 +139,10 @@ def measure_leakage(
             _check_people(side, attacked)
             for name in names:
                 kinds[name](seed=1, **given[name]).check(learned, attacked)  # what is missing is named before training
-            if source == "gallery":  # other halves, of the same rows
-                for seed, name in product(range(2, seeds + 1), names):
-                    halves = split_known(rows_of(side, 1, 1), known_half(halved, seed))
-                    kinds[name](seed=seed, **given[name]).check(*halves)
+            for seed, name in product(range(2, seeds + 1), names):  # other halves, of the same rows
+                if source == "gallery":
+                    learned, attacked = split_known(rows_of(side, 1, 1), known_half(halved, seed))
+                kinds[name](seed=seed, **given[name]).check(learned, attacked)
     store = FinishedRuns(resume)
     plan = [
         (source, side, seed, name)

@@ -31,7 +31,8 @@ Floats = npt.NDArray[np.float64]
 CANDIDATES = 4000  # clean rows that are asked about, of each kind
 ROWS_A_PERSON = 4
 _FEWEST_PEOPLE = 4  # of the gallery games
-_FEWEST_TAUGHT = 2  # of either side of the training game, and one more is asked about
+_FEWEST_TAUGHT = _FEWEST_ASKED = 2  # people of either side of the training game
+_FEWEST_PLAYED = _FEWEST_TAUGHT + _FEWEST_ASKED
 
 
 def gallery_membership(
@@ -98,11 +99,11 @@ class MembershipAttack(Attack):
         """
         people = test.people
         sides = [_often_seen(side) for side in (train.people, people)]
-        if (_sent(people) is None or len(np.unique(people.pids)) < _FEWEST_PEOPLE) and min(sides) <= _FEWEST_TAUGHT:
+        if (_sent(people) is None or len(np.unique(people.pids)) < _FEWEST_PEOPLE) and min(sides) < _FEWEST_PLAYED:
             raise ValueError(
                 f"membership can play none of its games. Those of the gallery need {_FEWEST_PEOPLE} test people whose "
                 "rows are known as they reach the matching (a --mechanism, or features that nothing protects); that of "
-                f"training {_FEWEST_TAUGHT + 1} people with {ROWS_A_PERSON} rows among the training rows, and as many "
+                f"training {_FEWEST_PLAYED} people with {ROWS_A_PERSON} rows among the training rows, and as many "
                 f"to attack; there are {sides[0]} and {sides[1]}. Give more, or leave membership out of --attacks."
             )
 
@@ -170,7 +171,7 @@ class MembershipAttack(Attack):
         sides = [person_figures(side, per_person=ROWS_A_PERSON, seed=self.seed) for side in (train, test)]
         pids = np.arange(sum(len(people) for people, _ in sides))  # a pid of both sets is two people
         member = pids < len(sides[0][0])
-        if min(np.count_nonzero(member), np.count_nonzero(~member)) <= _FEWEST_TAUGHT:
+        if min(np.count_nonzero(member), np.count_nonzero(~member)) < _FEWEST_PLAYED:
             return None
         learn = _taught_half(member, np.random.default_rng([self.seed, 3]))
         scores = {name: np.concatenate([figures[name] for _, figures in sides]) for name in ("norm", "tightness")}
@@ -201,11 +202,11 @@ def _often_seen(rows: LeakageSet) -> int:
 
 
 def _taught_half(member: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """Return about half of the people, at least two of either side, and not all of one."""
+    """Return about half of the people, at least two of either side, and all but two at most."""
     learn = rng.random(len(member)) < 0.5
     for side in (member, ~member):
         places = np.flatnonzero(side)
-        if not _FEWEST_TAUGHT <= np.count_nonzero(learn[places]) < len(places):
+        if not _FEWEST_TAUGHT <= np.count_nonzero(learn[places]) <= len(places) - _FEWEST_ASKED:
             learn[places] = rng.permutation(len(places)) < max(_FEWEST_TAUGHT, len(places) // 2)
     return learn
 
@@ -232,5 +233,7 @@ def _logistic(rows: Floats, member: npt.NDArray[np.bool_], learn: npt.NDArray[np
 
 def _figure(scores: Floats, member: npt.NDArray[np.bool_], pids: npt.NDArray[np.int64], name: str, seed: int) -> Figure:
     others = {f"tpr_at_fpr_{rate}": tpr_at(scores, member, rate) for rate in FALSE_POSITIVE_RATES}
-    error = auc_error(scores, member, pids, seed=seed)
+    people = min(len(np.unique(pids[member])), len(np.unique(pids[~member])))
+    # a few people who happen to be told apart give a bootstrap nothing to vary
+    error = max(auc_error(scores, member, pids, seed=seed), 0.5 / people)
     return Figure(auc(scores, member), error, name, others, roc(scores, member))

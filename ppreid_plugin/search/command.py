@@ -158,7 +158,8 @@ def delete(argv: Sequence[str]) -> int:
     for folder, count in counts.items():
         record = read_record(Path(folder))
         names += [record.release["release"]] if record and count else []
-        print(f"Deleted {count} rows from '{folder}'{'; later builds leave them out' if count else ''}.")
+        noted = count or (record and "pids" in record.labels)
+        print(f"Deleted {count} rows from '{folder}'{'; later builds leave them out' if noted else ''}.")
         if record and args.pid and "pids" not in record.labels:
             print(
                 f"'{folder}' keeps the names of these rows and nobody's pid. Rows that a later --append of the release "

@@ -62,8 +62,8 @@ def delete_everywhere(
     """Delete people or single rows from every one of several indexes; return how many rows that were, by folder.
 
     Args:
-        folders: of the indexes, each once; one that holds nothing of what is named notes people who are named by pid,
-            so that a later build leaves them out, too.
+        folders: of the indexes, each once; of an enrolled release each notes all that is named, whether it holds
+            it or not, so that a later build leaves it out, too.
         pids: as in :func:`delete_rows`.
         row_ids: as there.
         truth: as there; each map of one of the indexes' releases.
@@ -88,7 +88,7 @@ def delete_everywhere(
             indexes.append(opened.enter_context(open_index(place)))
         doomed = _doomed(indexes, pids, row_ids, maps)
         return {
-            str(folder): _delete(index, chosen, pids, batch_rows)
+            str(folder): _delete(index, chosen, pids, row_ids, batch_rows)
             for folder, index, chosen in zip(folders, indexes, doomed, strict=True)
         }
 
@@ -153,19 +153,20 @@ def _with_unfinished(index: GalleryIndex, known: OptOuts, pids: Collection[int],
     return doomed_rows(index, {*pids, *known.pids}, {*row_ids, *known.rows})
 
 
-def _delete(index: GalleryIndex, doomed: Doomed, pids: Collection[int], batch_rows: int) -> int:
+def _delete(
+    index: GalleryIndex, doomed: Doomed, pids: Collection[int], row_ids: Collection[str], batch_rows: int
+) -> int:
     folder, current = index.folder, index.record
     known = known_opt_outs(folder, current)
+    out = _with_doomed(known, doomed, pids, row_ids, enrolled="pids" in current.labels)
     if not doomed.rows:
         clean(folder)
-        out = known.with_more(pids, ()) if "pids" in current.labels else known  # an append may hold them
         if out != known:
             out.write(folder)
         settled = replace(current, options=_settled(current.options), rows=index.count(), opted_out=out.as_json())
         if settled != current:
             settled.write(folder)
         return 0
-    out = _with_doomed(known, doomed, by_pid="pids" in current.labels)
     out.write(folder)  # first: a deletion that is cut off can be asked for again, and a build heeds it
     if index.erases_in_place:
         clean(folder)  # what a build that was stopped has of them
@@ -184,12 +185,17 @@ def _delete(index: GalleryIndex, doomed: Doomed, pids: Collection[int], batch_ro
     return len(doomed.rows)
 
 
-def _with_doomed(known: OptOuts, doomed: Doomed, *, by_pid: bool) -> OptOuts:
-    """Return the list with people by pid where rows carry one, else by the names of their rows.
+def _with_doomed(
+    known: OptOuts, doomed: Doomed, pids: Collection[int], row_ids: Collection[str], *, enrolled: bool
+) -> OptOuts:
+    """Return the list with all that is named where rows carry names and pids, else with the names of the rows found.
 
-    Pids beside the rows of an anonymous release would say who they were, and the release still holds them.
+    All: an append may bring to this index who is in another one today. Pids beside the rows of an anonymous release
+    would say who they were, and the release still holds them.
     """
-    return known.with_more(doomed.pids, doomed.row_ids) if by_pid else known.with_more((), doomed.rows | doomed.row_ids)
+    if enrolled:
+        return known.with_more({*pids, *doomed.pids}, {*row_ids, *doomed.row_ids})
+    return known.with_more((), doomed.rows | doomed.row_ids)
 
 
 def _erase(index: GalleryIndex, doomed: Doomed, out: OptOuts) -> int:

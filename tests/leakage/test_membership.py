@@ -288,11 +288,22 @@ def test_clean_rows_of_other_columns_ask_no_game_of_the_gallery():
     assert set(MembershipAttack().fit(sides[0]).attack(sides[1])) == {"training"}
 
 
-@pytest.mark.parametrize(("taught", "asked"), [(4, 5), (3, 4), (3, 60), (60, 4)])
+@pytest.mark.parametrize(("taught", "asked"), [(4, 5), (5, 4), (4, 60), (60, 4)])
 def test_few_people_play_the_same_games_for_every_seed(taught, asked):
     for seed in range(40):
         attack = MembershipAttack(seed=seed).fit(people(count=taught, seed=1, first_pid=500))
         assert set(attack.attack(people(count=asked, seed=2))) == set(GAMES)
+
+
+def test_few_people_who_happen_to_be_told_apart_prove_nothing():
+    """Noise alone: a perfect score of two or three people asked about has an error all the same."""
+    with pytest.raises(ValueError, match="there are 20 and 3"):
+        MembershipAttack().fit(people(count=20, seed=1)).attack(people(count=3, seed=2))
+    errors = []
+    for seed in range(20):
+        figure = MembershipAttack(seed=seed).fit(people(count=20, seed=1)).attack(people(count=4, seed=2))["training"]
+        errors.append(figure.standard_error)
+    assert min(errors) >= 0.25
 
 
 def test_a_gallery_of_single_rows_releases_one_at_least():

@@ -290,10 +290,13 @@ def test_a_shard_that_did_not_hold_a_person_keeps_him_out_of_an_append(tmp_path,
     with pytest.raises(ValueError, match="pid 6 has no row in any"):
         delete_everywhere([tmp_path / "a", tmp_path / "b"], pids=[6])
     build_index(folder / "short", tmp_path / "c")
-    assert list(delete_everywhere([tmp_path / "a", tmp_path / "c"], pids=[6]).values()) == [0, 3]
-    assert read_record(tmp_path / "a").opted_out == {"pids": [6], "rows": []}
+    named = {"pids": [4, 6], "row_ids": ["more_0"]}  # 4 is in both, 6 and the row in the longer alone
+    assert list(delete_everywhere([tmp_path / "a", tmp_path / "c"], **named).values()) == [4, 8]
+    assert read_record(tmp_path / "a").opted_out == {"pids": [4, 6], "rows": ["more_0"]}
     build_index(folder / "short", tmp_path / "a")
     with open_index(tmp_path / "a") as index:
         pids = {int(pid) for batch in index.batches(0, 99) for pid in batch.pids}
-    assert 6 not in pids
+    assert not {4, 6} & pids
     assert 5 in pids
+    assert "more_0" not in names(tmp_path / "a")
+    assert "more_1" in names(tmp_path / "a")
