@@ -135,6 +135,8 @@ def resume(engine: Any, path: str | Path, *, save_dir: str | Path | None = None)
                 f"model.resume: '{file}' is of epoch {epoch}, '{path}' of epoch {loaded['model']['epoch']}: the run "
                 "was stopped while it wrote them. Continue from a checkpoint with a number, or start again."
             )
+        _check_same_optimizer(engine._optims[name], checkpoint=loaded[name], file=file)
+    _warn_of_another_schedule(engine, loaded["model"])
     for name, checkpoint in loaded.items():
         unwrap(engine._models[name]).load_state_dict(checkpoint["state_dict"])
         engine._optims[name].load_state_dict(checkpoint["optimizer"])
@@ -146,6 +148,30 @@ def resume(engine: Any, path: str | Path, *, save_dir: str | Path | None = None)
     engine.epoch = epoch - 1  # where nothing is left to train, torchreid saves under this one
     _take_small_states(engine, path.parent.parent / STATES_FILE, epoch)
     return epoch
+
+
+def _check_same_optimizer(optimizer: Any, *, checkpoint: Mapping[str, Any], file: Path) -> None:
+    """Raise CheckpointError if a checkpoint is of an optimizer with other settings: its first step would fail."""
+    mine, kept = (state.get("param_groups") for state in (optimizer.state_dict(), checkpoint["optimizer"]))
+    if mine and kept and (others := set(mine[0]) ^ set(kept[0])):
+        raise CheckpointError(
+            f"model.resume: '{file}' is of another optimizer ({', '.join(sorted(others))}). Continue with the "
+            "train.optim that the run was started with, or start from the weights alone: model.load_weights."
+        )
+
+
+def _warn_of_another_schedule(engine: Any, checkpoint: Mapping[str, Any]) -> None:
+    """Say which settings of the configuration do not count, as the run goes on with those that it was started with."""
+    mine, kept = engine._scheds["model"].state_dict(), checkpoint["scheduler"]
+    names = [name for name in ("base_lrs", "T_max", "step_size", "milestones", "gamma") if name in mine or name in kept]
+    if told := [
+        f"{name} {kept.get(name)} (now {mine.get(name)})" for name in names if mine.get(name) != kept.get(name)
+    ]:
+        _log.warning(
+            "model.resume goes on with the learning rate and schedule that the run was started with: %s. Other ones: "
+            "start from the weights alone (model.load_weights).",
+            ", ".join(told),
+        )
 
 
 def best_until(engine: Any, folder: Path, epoch: int) -> dict[str, float] | None:

@@ -280,6 +280,18 @@ def _refuse_idle_options(cfg: CfgNode, options: Sequence[str]) -> None:
                 f"{key} is given beside privacy.gallery.release '{gallery.release}', which was drawn with its own: it "
                 "would do nothing. Leave one of them out."
             )
+        if key == "privacy.gallery.truth" and not gallery.release:
+            raise ConfigError(f"{key} names the rows of privacy.gallery.release, which is not given. Leave it out.")
+        of_people = key in ("privacy.gallery.enroll_cameras", "privacy.gallery.prototype")
+        if of_people and gallery.unit == "image" and not gallery.release:
+            raise ConfigError(
+                f"{key} is given with privacy.gallery.unit 'image': it would do nothing. Append: "
+                "privacy.gallery.unit person, or leave the key out."
+            )
+        if key == "privacy.validation.seed" and not cfg.privacy.validation.ids_fraction:
+            raise ConfigError(
+                f"{key} is given with privacy.validation.ids_fraction 0: nobody is held out. Leave it out."
+            )
         if key == "privacy.gallery.epsilon" and gallery.epsilons:
             raise ConfigError(
                 f"{key} is given, but privacy.gallery.epsilons {gallery.epsilons} are what is evaluated. Leave one of "

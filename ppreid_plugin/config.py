@@ -303,7 +303,7 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
         except (TypeError, ValueError):
             pass
     elif wanted is list and isinstance(value, (list, tuple)):
-        return list(value)
+        return _checked_elements(key, list(value), default, source)
     elif wanted is list and isinstance(value, (str, int)) and not isinstance(value, bool):
         return [value]
     elif wanted is str and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -311,6 +311,22 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     elif type(value) is wanted:
         return value
     raise ConfigError(f"{key} in {source} is {value!r}, must be a {wanted.__name__} (default {default!r}).")
+
+
+def _checked_elements(key: str, value: list[Any], default: list[Any], source: str) -> list[Any]:
+    """Return a list whose elements are of the kind that the default's are; whole numbers are numbers, too."""
+    kinds = {type(one) for one in default}
+    if len(kinds) != 1:
+        return value
+    kind = kinds.pop()
+    allowed = {float: (int, float), int: (int,), str: (str,)}.get(kind)
+    if allowed is None:
+        return value
+    if wrong := [one for one in value if not isinstance(one, allowed) or isinstance(one, bool)]:
+        raise ConfigError(
+            f"{key} in {source} is {value!r}, and {wrong[0]!r} in it must be a {kind.__name__} (default {default!r})."
+        )
+    return value
 
 
 def _check_torchreid_values(cfg: CfgNode) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,25 @@ from ppreid_plugin.options import OPTIONS, describe_options
 # keys beside privacy that torchreid does not have
 OURS = [("data", "transforms_test"), ("data", "download"), ("train", "amp"), ("test", "exclude_same_camera")]
 FOLDER = Path(__file__).parent.parent / "configs"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wrong"),
+    [
+        ("data.norm_mean", "['a','b','c']", "'a' in it must be a float"),
+        ("data.sources", "[3]", "3 in it must be a str"),
+        ("test.ranks", "[1, True]", "True in it must be a int"),
+        ("privacy.gallery.background_pids", "['a']", "'a' in it must be a int"),
+    ],
+)
+def test_elements_of_lists_are_of_the_defaults_kind(key, value, wrong):
+    with pytest.raises(ConfigError, match=re.escape(wrong)):
+        merge_options(get_default_config(), [key, value])
+    cfg = get_default_config()
+    merge_options(cfg, ["data.norm_mean", "[0, 0.5, 1]"])
+    assert cfg.data.norm_mean == [0, 0.5, 1]
+
+
 CONFIGS = sorted(path for path in FOLDER.glob("im_*.yaml"))
 MODELS, LOSSES = ("osnet_x0_25", "osnet_x1_0", "resnet50"), ("softmax", "triplet")
 # what each preset is made of, and the keys that tell it from the others

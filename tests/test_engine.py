@@ -624,6 +624,21 @@ def test_an_extra_module_without_optimizer_is_saved_too(make_engine, run_engine,
     assert saved["state_dict"].keys() == {"weight", "bias"}
 
 
+def test_a_run_goes_on_with_its_own_optimizer_and_says_what_does_not_count(make_engine, run_engine, caplog):
+    first = make_engine("train.max_epoch", 1)
+    run_engine(first)
+    last = Path(first.cfg.data.save_dir) / "model" / LAST_FILE
+    make_engine("train.max_epoch", 2, "model.resume", last)
+    assert "model.resume goes on" not in caplog.text
+    with pytest.raises(
+        CheckpointError, match=r"is of another optimizer \(.*momentum.*\). Continue with the train.optim"
+    ):
+        make_engine("train.max_epoch", 2, "model.resume", last, "train.optim", "sgd")
+    make_engine("train.max_epoch", 2, "model.resume", last, "train.lr", 0.5)
+    assert "that the run was started with: base_lrs [" in caplog.text
+    assert "(now [0.5])" in caplog.text
+
+
 def test_the_best_epoch_comes_along_or_is_forgotten_with_its_weights(make_engine, run_engine, tmp_path):
     options = ("privacy.validation.ids_fraction", 0.4, "test.eval_freq", 1, "privacy.deid.enabled", True)
     first = make_engine(*options, "train.max_epoch", 2)

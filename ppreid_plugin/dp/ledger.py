@@ -67,7 +67,7 @@ class Ledger:
                 f"scope {scope!r} is not in the ledger. To open it, give its budget: epsilon "
                 "(tools/release_gallery.py --budget)."
             )
-        self.scope = scope
+        self.scope, self.folder = scope, Path(folder)
         self._journal = Journal(folder, scope)
         self._unopened: dict[str, Any] | None = None
         records = self._journal.read()

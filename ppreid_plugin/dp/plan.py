@@ -284,6 +284,12 @@ class ReleasePlan:
                 1 / (10 * rows),
                 rows,
             )
+        if zero := int((~np.any(self.gallery.features, axis=1)).sum()):
+            _log.warning(
+                "%d of %d rows are zero: the encoder says nothing of them, and they pay all the same. Look at them.",
+                zero,
+                len(self.gallery),
+            )
         if self.terms.budgets:
             _log.warning(
                 "%d people have a budget of their own: the noise level of a row is visible in the release, and so is "

@@ -118,6 +118,10 @@ def verify_releases(ledger: Ledger, folders: Iterable[str | Path] = ()) -> list[
     checked: set[str] = set()
     for place in dict.fromkeys([*given, *(place for place in written if place.exists())]):
         manifest = load_release(place).manifest
+        if (scope := manifest["scope"].get("name")) != ledger.scope:
+            raise LedgerError(
+                f"'{place.name}' is of scope {scope!r}, this is {ledger.scope!r}. Name its scope: --scope {scope}"
+            )
         checked.add(manifest["release"])
         for told in manifest["parts"]:
             if macs.get(told.get("reservation")) != (told.get("ledger_seq"), told.get("ledger_head")):

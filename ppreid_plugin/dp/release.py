@@ -104,6 +104,11 @@ def draw_release(
         raise ValueError("append adds to the stored release and new_release draws another one: choose one.")
     if truth is not None:
         _require_apart(truth, out)
+    if ledger.folder.resolve() in (out.resolve(), *out.resolve().parents):
+        raise ValueError(
+            f"out is '{out}', in the ledger's folder: that is to be kept private, and a release is published. Name "
+            "another place."
+        )
     with ledger.locked():
         parts = list(ledger.parts().values())
         if not new_release:

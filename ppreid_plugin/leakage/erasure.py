@@ -7,6 +7,7 @@ left, and people outside the training split have it erased as far as they are li
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,7 +142,9 @@ class Leace(FileTransform):
 
 def _fitted(units: torch.Tensor, targets: torch.Tensor) -> LeaceEraser:
     try:
-        from concept_erasure import LeaceFitter
+        with warnings.catch_warnings():  # of torch, about how the library is compiled
+            warnings.simplefilter("ignore", FutureWarning)
+            from concept_erasure import LeaceFitter
     except ImportError:
         raise ImportError("leace needs concept-erasure. Install it with: pip install concept-erasure") from None
 

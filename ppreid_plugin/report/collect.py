@@ -28,6 +28,7 @@ _TOOLS = {
     _SWEEP: "sweep over budgets (tools/sweep.py)",
     _AUDIT: "audit (tools/audit.py)",
 }
+REPORT = "report.html"
 _LARGEST_JSON = 64 * 2**20  # bytes; records are far smaller
 
 
@@ -102,6 +103,9 @@ def reading(source: Source) -> Iterator[None]:
 def _files(folder: Path) -> Iterator[Path]:
     for current, names, files in os.walk(folder):
         names[:] = sorted(name for name in names if not name.startswith("."))
+        if REPORT in files:  # our own pages and their pictures
+            names[:] = [name for name in names if not name.endswith("_files")]
+            files = [name for name in files if not name.startswith(("report.", "dpia."))]
         if (Path(current) / MANIFEST).is_file() and (Path(current) / ARRAYS).exists():
             files = [MANIFEST]  # a release holds nothing else of interest
         for name in sorted(files):

@@ -141,7 +141,7 @@ def leakage_over_budgets(sources: Sequence[Source]) -> Picture | None:
         middle = [100 * one["leakage"] for one in figures]
         below = [max(0.0, 100 * (one["leakage"] - one["low"])) for one in figures]
         above = [max(0.0, 100 * (one["high"] - one["leakage"])) for one in figures]
-        axis.errorbar(epsilons, middle, [below, above], color=color, marker=marker, capsize=3, label=_label(name))
+        axis.errorbar(epsilons, middle, [below, above], color=color, marker=marker, capsize=3, label=_line_label(name))
     budgets = sorted({epsilon for points in lines.values() for epsilon, _ in points})
     axis.set_xscale("log", base=2)
     axis.set_xticks(budgets, [f"{epsilon:g}" for epsilon in budgets])
@@ -173,3 +173,8 @@ def _mechanism_words(protection: Mapping[str, Any]) -> str:
 def _label(text: str) -> str:
     """Return a name as matplotlib shall draw it: without its mathematics, and not endless."""
     return (text if len(text) <= 40 else text[:39] + "…").replace("$", r"\$")
+
+
+def _line_label(text: str) -> str:
+    """Return a line's name likewise, shortened in the middle: what tells parameters apart stands at its end."""
+    return (text if len(text) <= 48 else f"{text[:19]}…{text[-28:]}").replace("$", r"\$")

@@ -163,4 +163,4 @@ def _suppressed(only: Sequence[str] | None, known: list[str], path: str) -> list
     for name in only or ():
         if name not in known:
             raise ValueError(f"--only has {name!r}; --train has: {', '.join(known)}.{closest(name, known)}")
-    return list(only or known)
+    return list(dict.fromkeys(only or known))

@@ -444,11 +444,7 @@ def test_an_expired_release_loads_with_a_warning(tmp_path, caplog):
         ({"opt_out": (0, 1, 2, 3, 4)}, ValueError, "none of 10 rows is left to release"),
         ({"truth_out": "release/truth.json"}, ValueError, "truth_out lies inside the release"),
         ({"truth_out": "taken"}, FileExistsError, "taken' exists already"),
-        (
-            {"out": "ledger/ledger.key/release"},
-            ValueError,
-            "out is .*ledger.key/release', where nothing can be written",
-        ),
+        ({"out": "ledger/release"}, ValueError, "out is .*ledger/release', in the ledger's folder: that is to be kept"),
         ({"truth_out": "ledger/ledger.key/t.json"}, ValueError, "truth_out is .*, where nothing can be written"),
         ({"out": "/proc/release"}, ValueError, "out is '/proc/release', where nothing can be written"),
         ({"out": "taken"}, FileExistsError, "taken' exists already, and a release overwrites nothing"),

@@ -130,6 +130,13 @@ def test_the_gap_is_what_looking_would_have_given():
     assert gap["optimum_params"] == "b:k=1"
 
 
+def test_a_table_says_no_deviation_of_one_draw():
+    row = {"mechanism": "g", "params": {}, "unit": "image", "protocol": "anonymous", "epsilon": 8.0, "tpir": None}
+    row |= {"prior_cell": None, "prior_is_public": False, "person_epsilon": [8.0, 8.0], "bound": None, "mAP": 0.5}
+    assert "±" not in table([{**row, "rank1": 0.5}])
+    assert "55.0 ± 7.1" in table([{**row, "rank1": 0.5}, {**row, "rank1": 0.6}])  # of a sample, not of a population
+
+
 def test_validation_queries_are_first_rows_of_a_camera_of_people_seen_by_two():
     people = Extracted(torch.zeros(7, 2), np.array([3, 3, 3, 4, 4, 5, 5]), np.array([0, 0, 1, 2, 2, 0, 3]))
     query, gallery = split_validation(people)
@@ -193,6 +200,37 @@ def test_the_command_chooses_on_validation_people_and_draws_curves(tmp_path, cap
     only = [*flags[:2], *flags[6:], *argv[:6], "--choose", "--out", str(tmp_path / "only.json")]
     assert cli.run(sweep_command, only) == 0  # a choice needs no gallery
     assert json.loads((tmp_path / "only.json").read_text())["rows"] == []
+
+
+def named(part, prefix):
+    return [f"{prefix}{number}" for number in range(len(part.pids))]
+
+
+@pytest.mark.parametrize("seen", ["gallery", "query"])
+def test_nothing_is_chosen_on_the_rows_that_are_reported(tmp_path, capsys, seen):
+    parts = {"train": TRAIN, "query": QUERY, "gallery": GALLERY}
+    flags = []
+    for name, part in {**parts, "validation": parts[seen]}.items():
+        path = tmp_path / f"{name}.npz"
+        save(path, part)
+        np.savez(path, **dict(np.load(path)), row_ids=np.array(named(part, seen if name == "validation" else name)))
+        flags += [f"--{name}", str(path)]
+    assert cli.run(sweep_command, [*flags, "--choose", "--epsilons", "8", "--out", str(tmp_path / "s.json")]) == 2
+    assert f"rows of --{seen}, such as {seen}0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"epsilons": [8.0, 8]}, "--epsilons has 8 twice"),
+        ({"mechanisms": [MechanismSpec("gaussian", {})] * 2}, "--mechanisms has gaussian twice"),
+        ({"units": ["person"], "enroll_cameras": [0, 1, 2, 3]}, "no query is of another camera"),
+    ],
+)
+def test_what_would_count_twice_or_not_at_all_is_refused(more, message):
+    given = {"mechanisms": [MechanismSpec("gaussian", {})], "epsilons": [8.0], "seeds": 1, **more}
+    with pytest.raises(ValueError, match=message):
+        sweep(TRAIN, QUERY, GALLERY, **given)
 
 
 @pytest.mark.parametrize(
