@@ -106,6 +106,19 @@ def test_what_was_trained_is_kept_when_the_evaluation_fails_and_the_way_on_is_na
         (("--dataset", "mine"), "--dataset is 'mine', must be NAME=FILE.csv"),
         (("--dataset", "mine=nowhere.csv"), "nowhere.csv' does not exist"),
         (("privacy.gallery.epsilon", "8"), "privacy.gallery.epsilon is given, but privacy.gallery.enabled is False"),
+        (
+            ("privacy.gallery.enabled", "True", "privacy.gallery.truth", "[no.json]"),
+            "privacy.gallery.truth names the rows of privacy.gallery.release, which is not given",
+        ),
+        (
+            ("privacy.gallery.enabled", "True", "privacy.gallery.enroll_cameras", "[9]"),
+            "privacy.gallery.enroll_cameras is given with privacy.gallery.unit 'image'",
+        ),
+        (
+            ("privacy.gallery.enabled", "True", "privacy.gallery.prototype", "False"),
+            "privacy.gallery.prototype is given with privacy.gallery.unit 'image'",
+        ),
+        (("privacy.validation.seed", "7"), "privacy.validation.seed is given with privacy.validation.ids_fraction 0"),
         (("privacy.gallery.release", "releases/x"), "Append: privacy.gallery.enabled True, or leave the key out"),
         (("privacy.deid.kwargs.levels", "3"), "privacy.deid.kwargs.levels is given, but privacy.deid.enabled is False"),
         (

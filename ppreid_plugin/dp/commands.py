@@ -297,6 +297,11 @@ def summary_text(summary: dict[str, Any]) -> str:
     ]
     if summary["sigma"] is not None:
         lines.append(f"sigma {summary['sigma']:.6g}, mu {summary['mu']:.6g}, sensitivity {summary['sensitivity']:.6g}")
+    if background := summary.get("background_rows"):
+        lines.append(
+            f"background: {background} rows, which are taken for nobody's: each is a unit of its own, and no "
+            "person-level figure counts them"
+        )
     if (level := summary["person_level"]) is not None:
         rows = summary["rows_a_person"]
         lines.append(

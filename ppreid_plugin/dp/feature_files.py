@@ -29,7 +29,8 @@ def load_arrays(path: str | Path, only: Collection[str] | None = None) -> dict[s
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"'{path}' is not there. Name a .npz or .safetensors file of features.")
+        what = "is a folder" if path.is_dir() else "is not there"
+        raise FileNotFoundError(f"'{path}' {what}. Name a .npz or .safetensors file of features.")
     try:
         if path.suffix == ".npz":
             if not zipfile.is_zipfile(path):  # NumPy would take it for a pickle, and advise to load it as one

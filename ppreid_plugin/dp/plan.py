@@ -271,6 +271,7 @@ class ReleasePlan:
             "max_rows_per_person": self.terms.max_rows_per_person,
             "cameras": sorted(self.terms.cameras) or None,
             "opted_out": len(set(self.terms.opt_out)),
+            "background_rows": sum(pid in self.terms.background_pids for pid in pids),
             **person_level(sorted(rows_of_people), charge),
             "bounds": bounds(len(rows_of_people), charge, self.terms.unit),
         }

@@ -93,7 +93,7 @@ def reading(source: Source) -> Iterator[None]:
     """Turn what a malformed record causes inside the block into an error that names the file."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ValueError(
             f"'{source.origin.file}' is not as {source.origin.kind} writes it ({type(error).__name__}: {error}). "
             "Write it again, or move it out of the folders of --runs."

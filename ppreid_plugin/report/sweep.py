@@ -196,6 +196,10 @@ def sweep(
     if isinstance(seeds, int) and seeds < 1:
         raise ValueError(f"--seeds is {seeds}, must be >= 1.")
     chosen_seeds = range(1, seeds + 1) if isinstance(seeds, int) else seeds
+    if np.isin(gallery.pids, background_pids).all():
+        raise ValueError(
+            f"--background-pids is {list(background_pids)}: nobody is left in the gallery. Leave out those who are."
+        )
     common: dict[str, Any] = {
         "transform": transform,
         "background_pids": background_pids,

@@ -157,6 +157,8 @@ def suppressor_front(
         leakage = {name: figure["leakage"] for name, figure in found.get("attributes", {}).items()}
         inverted = found["reconstruction"]["leakage"] if shown else None
         points.append(FrontPoint(weight, *_ranked(judged), leakage, image_weight, inverted))
+    told = {name for point in points[1:] for name, leakage in point.leakage.items() if leakage is not None}
+    points[0] = replace(points[0], leakage={name: 1.0 if name in told else None for name in points[0].leakage})
     return Front(points, list(suppressed), len(np.unique(held_out.people.pids)), attack_seeds, shown)
 
 

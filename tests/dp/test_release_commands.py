@@ -82,6 +82,28 @@ def test_an_interrupt_says_what_became_of_the_budget(saved, capsys, caplog, monk
     assert "tools/ledger.py finish a-0001" in caplog.text
 
 
+def test_rows_that_are_taken_for_nobodys_are_told(saved, capsys):
+    """Own data may begin at pid 0, who would have the promise of a person for each of his rows."""
+    out = run(commands.release_command, arguments("--unit", "person"), capsys)[1]
+    assert "background: 1 rows, which are taken for nobody's: each is a unit of its own" in out
+    assert load_release("release").manifest["background_rows"] == 1
+    out = run(commands.release_command, arguments("--background-pids", name="b", out="b", epsilon="2"), capsys)[1]
+    assert "background" not in out
+
+
+def test_places_and_features_that_make_no_sense_are_told(saved, capsys, caplog):
+    code, _, err = run(commands.release_command, arguments(out="ledger/release"), capsys)
+    assert (code, "--out is" in err, "in the ledger's folder" in err) == (2, True, True)
+    rows = dict(np.load("gallery.npz"))
+    np.savez("zero.npz", **{**rows, "features": 0 * rows["features"]})
+    run(commands.release_command, arguments("--gallery", "zero.npz", "--dry-run"), capsys)
+    assert "9 of 9 rows are zero" in caplog.text
+    run(commands.release_command, arguments(), capsys)
+    run(commands.release_command, [*arguments(name="o", out="o"), "--scope", "other"], capsys)
+    code, _, err = run(commands.ledger_command, ["verify", "--scope", "other", "--release", "release"], capsys)
+    assert (code, "is of scope 'market', this is 'other'. Name its scope: --scope market" in err) == (2, True)
+
+
 def test_images_whose_pid_moved_are_told(saved, capsys, caplog):
     run(commands.release_command, arguments(epsilon="2"), capsys)
     rows = dict(np.load("gallery.npz"))
