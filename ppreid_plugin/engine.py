@@ -159,9 +159,10 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
             save_dir: of the run.
             kwargs: of ``test``.
         """
-        if self.best is None or self.best["epoch"] == self.epoch + 1:
+        chosen = ranks.from_first(0.0 if self.best is None else self.best["epoch"])  # the first saves, and so knows it
+        if not chosen or chosen == self.epoch + 1:
             return
-        print(f"=> Test of epoch {self.best['epoch']:.0f}, the best on validation people")
+        print(f"=> Test of epoch {chosen:.0f}, the best on validation people")
         load_best(self, Path(save_dir))
         self.test(save_dir=str(save_dir), **kwargs)
 

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from ppreid_plugin import arguments, build, cli, config, feature_shards, ranks
+from ppreid_plugin import arguments, build, cli, config, engine, feature_shards, ranks
 from ppreid_plugin.aware import release_aware
 from ppreid_plugin.aware.noise import draw_epsilon
 from ppreid_plugin.checkpoint import resume
 from ppreid_plugin.components import Batch, Context
+from ppreid_plugin.data.validation import VALIDATION
 from ppreid_plugin.distributed import average_buffers, average_gradients, in_turn
 from ppreid_plugin.suppression.adversary_members import Member
 from ppreid_plugin.suppression.adversary_steps import learn
@@ -62,6 +63,20 @@ def extract_in_ranks(rank, argv, fail=""):
 
         feature_shards.FeatureShards.add = broken
     return cli.run(cli.extract_features, argv)
+
+
+def train_with_a_best_epoch(rank, argv):
+    """The command, where validation people find the first of its two epochs the best."""
+    torch.set_num_threads(1)
+    save = engine.PrivacyMixin.save_model
+
+    def first_is_best(self, epoch, *args, **kwargs):
+        if VALIDATION in self.results:
+            object.__setattr__(self.results[VALIDATION].clean, "mAP", 0.9 - epoch)
+        return save(self, epoch, *args, **kwargs)
+
+    engine.PrivacyMixin.save_model = first_is_best
+    return cli.run(cli.train, argv)
 
 
 def check_the_few_things(rank):
@@ -242,6 +257,20 @@ def test_a_rank_that_fails_ends_the_others_with_an_error(argv, tmp_path, fail):
     assert codes[0] not in (0, None)
     assert codes[1] == {"raises": 2, "dies": 9, "hangs": None}[fail]
     assert not list((tmp_path / "ranks").glob("*.npz"))
+
+
+def test_ranks_test_the_best_epoch_together(argv, tmp_path):
+    """Only the first keeps checkpoints; alone it would wait for the others' share of the extraction."""
+    flags = [word for word in argv if word not in ("--splits", "query", "gallery")]
+    more = ["train.max_epoch", "2", "test.eval_freq", "1", "privacy.validation.ids_fraction", "0.4"]
+    more += ["train.batch_size", "8", "train.rank_timeout_s", "60"]
+    assert run_ranks(train_with_a_best_epoch, [*flags, *more]) == [0, 0]
+    record = json.loads((tmp_path / "log/metrics.json").read_text())
+    assert (record["best"]["epoch"], record["chosen_on"]) == (1, "validation people")
+    assert (
+        "=> Test of epoch 1, the best on validation people" in next((tmp_path / "log").glob("train.log*")).read_text()
+    )
+    assert record["targets"][VALIDATION]["clean"]["mAP"] < 0.9  # tested again
 
 
 def test_two_ranks_train_as_one_process_with_the_same_batch(pedestrians, tmp_path):
