@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from ppreid_plugin import arguments, build, config
+from ppreid_plugin.data import csv_dataset
 from ppreid_plugin.data.pedestrians import make_pedestrians
 from ppreid_plugin.memory import keep_freed_memory
 
@@ -24,6 +25,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skip_data)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(skip_gpu)
+
+
+@pytest.fixture(autouse=True)
+def own_data_of_this_test(monkeypatch):
+    """Images are called by the CSV file that describes them: one of another test would rename shared ones."""
+    monkeypatch.setattr(csv_dataset, "_FOLDERS", {})
 
 
 @pytest.fixture(scope="session")
