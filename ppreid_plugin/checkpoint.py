@@ -18,7 +18,7 @@ from torch import nn
 from . import ranks
 from .dp.journal import write_file
 from .features import unwrap
-from .training_log import TRAINING_LOG
+from .training_log import TRAINING_LOG, TRAINING_PICTURE
 
 # rank1 of checkpoints that torchreid wrote is a numpy scalar, under numpy 1 with the module's former name
 _SCALAR = np.float32(0).__reduce__()[0]
@@ -211,7 +211,7 @@ def set_aside(folder: Path) -> None:
 
     The best weights and which epoch they are of, curves and pictures. Checkpoints of epochs are written over.
     """
-    names = (BEST_FILE, f"*/{BEST_MODEL}", TRAINING_LOG, "training.png", "reconstructions_*.png")
+    names = (BEST_FILE, f"*/{BEST_MODEL}", TRAINING_LOG, TRAINING_PICTURE, "reconstructions_*.png")
     found = [path for name in names for path in folder.glob(name) if path.is_file()]
     for path in found:
         path.replace(path.with_name(f"{path.name}.earlier"))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 TRAINING_LOG = "training.jsonl"
+TRAINING_PICTURE = "training.png"  # its curves, drawn beside it
 
 
 class TrainingLogError(ValueError):

@@ -79,6 +79,11 @@ def require_disjoint(train: str | Path, row_ids: Collection[str], flag: str, oth
     require_other_rows(row_names(load_arrays(train, ["row_ids"])), row_ids, f"{flag} '{train}'", other)
 
 
+def require_disjoint_files(learned: str | Path, flag: str, other: str | Path, other_flag: str) -> None:
+    """Raise ValueError if two files of features share rows, by their names: `require_disjoint` of the other's."""
+    require_disjoint(learned, row_names(load_arrays(other, ["row_ids"])), flag, other_flag)
+
+
 def require_other_rows(train: Iterable[str], gallery: Iterable[str], what: str, other: str) -> None:
     """Raise ValueError if training rows are rows of the gallery, by their names.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ppreid_plugin.dp.feature_files import load_arrays, require_arrays, require_disjoint, row_names
+from ppreid_plugin.dp.feature_files import load_arrays, require_arrays, require_disjoint_files
 from ppreid_plugin.dp.private_head import check_head_settings, head_budget, train_private_head, unit_members
 from ppreid_plugin.dp.private_head_accounting import ACCOUNTANTS
 from ppreid_plugin.dp.private_head_transform import PrivateHead, covered, require_suffix
@@ -85,7 +85,7 @@ def train_private_head_command(argv: Sequence[str]) -> PrivateHead | None:
     features, pids, model = _training_set(args.train)
     for name in ("validation", "gallery"):
         if path := getattr(args, name):
-            require_disjoint(args.train, row_names(load_arrays(path, ["row_ids"])), "--train", f"--{name}")
+            require_disjoint_files(args.train, "--train", path, f"--{name}")
     others = {
         name: (load_split(paths[0]), load_split(paths[-1]))
         for name, paths in {"validation": [args.validation], "gallery": [args.query, args.gallery]}.items()

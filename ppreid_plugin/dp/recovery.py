@@ -163,7 +163,6 @@ def _name_in(folder: Path) -> str | None:
 
 def _holds(folder: Path, reservation: str) -> bool:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return bool(load_release(folder) and manifest["parts"][-1]["reservation"] == reservation)
+        return bool(load_release(folder).manifest["parts"][-1]["reservation"] == reservation)
     except (OSError, ValueError, KeyError, IndexError):
         return False

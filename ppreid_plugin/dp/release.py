@@ -118,10 +118,10 @@ def draw_release(
         units = list(request.units)
         if new_release:
             require_opt_outs(latest_release(parts, request.name), request)
-        if append:
+        elif append:
             base, units = find_appendable(parts, request)
             units = plan.addable(units, pids_of(base))
-        elif not new_release and (stored := find_stored(parts, request)):
+        elif stored := find_stored(parts, request):
             found = load_stored(stored, out)
             _require_as_stored(found, plan.terms, truth)
             return found

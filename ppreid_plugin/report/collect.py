@@ -16,10 +16,9 @@ from typing import Any
 
 from ..dp.manifest import FORMAT
 from ..dp.stored import ARRAYS, MANIFEST, load_release
-from ..training_log import TRAINING_LOG, read_training_log
+from ..training_log import TRAINING_LOG, TRAINING_PICTURE, read_training_log
 from .blocks import UNKNOWN, Provenance, provenance
 from .pictures import StoredPicture, read_mark
-from .training_curves import TRAINING_PICTURE
 
 _TRAIN, _LEAKAGE, _SWEEP, _AUDIT = "train", "leakage", "sweep", "audit"
 _TOOLS = {

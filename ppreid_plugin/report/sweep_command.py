@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-from ..dp.feature_files import load_arrays, require_disjoint, row_names
+from ..dp.feature_files import require_disjoint_files
 from ..dp.spec import MechanismSpec
 from ..dp.units import UNITS
 from .choice import choice_table, choose, evaluate_choices, split_validation
@@ -78,7 +78,7 @@ def sweep_command(argv: Sequence[str]) -> dict[str, Any]:
     record: dict[str, Any] = {"rows": []}
     on_gallery: _OnGallery = None
     if args.gallery:
-        require_disjoint(args.train, row_names(load_arrays(args.gallery, ["row_ids"])), "--train", "--gallery")
+        require_disjoint_files(args.train, "--train", args.gallery, "--gallery")
         train = load_split(args.train)
         on_gallery = partial(
             sweep,
@@ -111,11 +111,10 @@ def _choose(
     on_gallery: Callable[..., list[dict[str, Any]]] | None,
 ) -> dict[str, Any]:
     fitted_on = args.validation_train or args.train
-    require_disjoint(fitted_on, row_names(load_arrays(args.validation, ["row_ids"])), "--train", "--validation")
+    require_disjoint_files(fitted_on, "--train", args.validation, "--validation")
     for name in ("gallery", "query"):
-        if getattr(args, name):
-            names = row_names(load_arrays(getattr(args, name), ["row_ids"]))
-            require_disjoint(args.validation, names, "--validation", f"--{name}")
+        if path := getattr(args, name):
+            require_disjoint_files(args.validation, "--validation", path, f"--{name}")
     people = load_split(args.validation)
     train = load_split(fitted_on)
     query, gallery = split_validation(people)

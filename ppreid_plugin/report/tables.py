@@ -56,20 +56,19 @@ def utility_table(runs: Sequence[Source]) -> Table | None:
     """
     groups: dict[tuple[Any, ...], dict[Any, list[Any]]] = {}
     used: dict[tuple[str, str], Provenance] = {}
-    where: dict[tuple[Any, ...], list[str]] = {}
+    where: dict[str, list[str]] = {}  # files by recipe
     for source in runs:
         with reading(source):
             for key, figures in _lines(source):
                 groups.setdefault(key, {}).setdefault(source.record.get("seed", source.origin.file), figures)
-                where.setdefault(key[:1], []).append(source.origin.file)
+                where.setdefault(key[0], []).append(source.origin.file)
         used[source.origin.file, source.origin.command] = source.origin
     if not groups:
         return None
-    runs_of = {key[0]: _run_name(files) for key, files in where.items()}
-    many = len({key[0] for key in groups}) > 1
+    many = len(where) > 1
     rows = [
         [
-            *([runs_of[key[0]]] if many else []),
+            *([_run_name(where[key[0]])] if many else []),
             *map(str, key[1:]),
             str(len(values)),
             *(spread([one[column] for one in values]) for column in range(4)),

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..training_log import TRAINING_LOG, read_training_log
+from ..training_log import TRAINING_LOG, TRAINING_PICTURE, read_training_log
 from .figures import STYLES, pyplot
 
-TRAINING_PICTURE = "training.png"
 _ADVERSARY = "_adversary_"
 
 
