@@ -28,9 +28,11 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def own_data_of_this_test(monkeypatch):
+def own_data_of_this_test():
     """Images are called by the CSV file that describes them: one of another test would rename shared ones."""
-    monkeypatch.setattr(csv_dataset, "_FOLDERS", {})
+    with pytest.MonkeyPatch.context() as patch:  # of its own: the test's is undone before what the test's module checks
+        patch.setattr(csv_dataset, "_FOLDERS", {})
+        yield
 
 
 @pytest.fixture(scope="session")
