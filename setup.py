@@ -12,6 +12,9 @@ TORCHREID = ["torchreid>=0.2.5", "opencv-python-headless>=4.8", "tensorboard>=2.
 FAISS = ["faiss-cpu>=1.8"]
 MILVUS = ["pymilvus>=2.6", "milvus-lite>=3.1"]
 
+# counts ranks of large galleries on several threads: docs/retrieval.md
+NUMBA = ["numba>=0.60"]
+
 setup(
     name="ppreid_plugin",
     version="0.1.0",
@@ -43,10 +46,12 @@ setup(
     ],
     extras_require={
         "lpips": ["lpips>=0.1.4"],
+        "fast": NUMBA,
         "faiss": FAISS,
         "milvus": MILVUS,
         "search": [*FAISS, *MILVUS],
         "test": [
+            *NUMBA,
             *FAISS,
             *MILVUS,
             "pytest>=8",

@@ -76,7 +76,11 @@ class EqualRows:
 def _first_alike(matrix: torch.Tensor) -> IntArray:
     """Return for each row the first one with its checksum, (n,)."""
     first = np.arange(len(matrix))
-    _, kinds, counts = np.unique(_checksums(matrix[:, :_PROBED], first), return_inverse=True, return_counts=True)
+    begun = _checksums(matrix[:, :_PROBED], first)
+    ordered = np.sort(begun)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return first
+    _, kinds, counts = np.unique(begun, return_inverse=True, return_counts=True)
     repeated = np.flatnonzero(counts[kinds] > 1)
     _, places, kinds = np.unique(_checksums(matrix, repeated), return_index=True, return_inverse=True)
     first[repeated] = repeated[places[kinds]]

@@ -27,13 +27,12 @@ from ppreid_plugin.retrieval.checks import (
     choice,
     curve_length,
     require_finite,
-    require_finite_pair,
 )
 from ppreid_plugin.retrieval.counting import Matches, positive_ranks
 from ppreid_plugin.retrieval.device_ranking import Count, DeviceMatches, device_count, device_figures, device_labels
 from ppreid_plugin.retrieval.distances import METRICS, FeatureDistances
 from ppreid_plugin.retrieval.reranking import KReciprocal, re_ranked_chunks
-from ppreid_plugin.retrieval.scoring import DeviceScores, queries_per_chunk, score_chunks
+from ppreid_plugin.retrieval.scoring import DeviceScores, checked_norms, queries_per_chunk, score_chunks
 from ppreid_plugin.retrieval.single_shot import SingleShot
 
 PROTOCOLS = ("market1501", "cuhk03", "all")
@@ -142,7 +141,7 @@ def evaluate(
             scores.check()
             matches_there = _device_matches(labels, shape, protocol, query.device)
         return _summarize_on_device(scores.chunks(), matches_there, len(query), protocol, max_rank, count)
-    require_finite_pair(query, gallery)
+    norms = checked_norms(query, gallery, metric)
     matches = _matches(labels, shape, protocol)
     step = queries_per_chunk(memory_mb, query, len(gallery))
     if rerank is not None:
@@ -150,7 +149,7 @@ def evaluate(
             raise ValueError(f"rerank is {rerank!r}, must be a KReciprocal or None. Pass rerank=KReciprocal().")
         chunks = re_ranked_chunks(FeatureDistances(query, gallery, metric), rerank, memory_mb or 64.0)
         return _summarize(((start, np.negative(rows, out=rows)) for start, rows in chunks), matches, protocol, max_rank)
-    return _summarize(score_chunks(query, gallery, metric, step), matches, protocol, max_rank)
+    return _summarize(score_chunks(query, gallery, metric, step, norms), matches, protocol, max_rank)
 
 
 def evaluate_distances(
@@ -250,7 +249,8 @@ def _summarize(
     ends = np.cumsum(counts)
     starts = ends - counts
     ranks = np.concatenate(per_query)
-    ranks = ranks[np.lexsort((ranks, np.repeat(np.arange(len(counts)), counts)))]
+    offsets = np.repeat(np.arange(len(counts)), counts) * (int(ranks.max()) + 1)
+    ranks = np.sort(ranks + offsets) - offsets  # each query's in order
     precision = (np.arange(len(ranks)) - np.repeat(starts, counts) + 1) / ranks
     first = ranks[starts]
     hits = np.cumsum(np.bincount(first[first <= max_rank] - 1, minlength=max_rank))

@@ -22,6 +22,7 @@ from ppreid_plugin.retrieval.distances import normalize_rows, ordinary_norms
 from ppreid_plugin.retrieval.equal_rows import EqualRows
 
 Chunks: TypeAlias = Iterator[tuple[int, npt.NDArray[np.floating]]]
+Norms: TypeAlias = tuple[torch.Tensor, torch.Tensor] | tuple[()]  # of the rows of queries and gallery
 
 _COPIED = 128 * 2**20  # bytes of a gallery that is copied
 _QUERIES = 128  # a product of fewer rows packs the gallery for longer than it multiplies
@@ -53,7 +54,20 @@ def queries_per_chunk(
     return step - step % _DEVICE_TILE if on_device and _DEVICE_TILE < step < len(matrix) else step
 
 
-def score_chunks(query: torch.Tensor, gallery: torch.Tensor, metric: str, step: int) -> Chunks:
+def checked_norms(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> Norms:
+    """Return the norms of the rows of both if all are ordinary, (q,) and (n,), else nothing.
+
+    Raises:
+        ValueError: features that are not finite.
+    """
+    norms = _norms(query, gallery)
+    if _ordinary(norms, metric):  # NaN and infinity are in no ordinary norm
+        return norms
+    require_finite_pair(query, gallery)
+    return ()
+
+
+def score_chunks(query: torch.Tensor, gallery: torch.Tensor, metric: str, step: int, norms: Norms = ()) -> Chunks:
     """Yield the number of the first query and scores (queries, num_gallery), to be overwritten.
 
     Args:
@@ -62,9 +76,10 @@ def score_chunks(query: torch.Tensor, gallery: torch.Tensor, metric: str, step: 
         metric: ``cosine``: the cosine (of a query with itself 1, of a zero row 0), or ``euclidean``: what orders the
             rows by distance.
         step: queries a chunk.
+        norms: what :func:`checked_norms` returned, so that they are not taken again.
     """
     equal = EqualRows(gallery)
-    for start, scores in _products(query, gallery, metric, step, _COPIED, _BLOCK):
+    for start, scores in _products(query, gallery, metric, step, _COPIED, _BLOCK, norms=norms):
         yield start, equal.tie(scores.cpu().numpy())
 
 
@@ -86,7 +101,7 @@ class DeviceScores:
         step = queries_per_chunk(memory_mb, query, len(gallery), on_device=True)
         copied = max(_COPIED, int((memory_mb or _DEVICE_MB) * 2**20))
         self._arguments = query, gallery, metric, step, copied, len(gallery)
-        self._norms = tuple(torch.linalg.vector_norm(rows, dim=1) for rows in (query, gallery))
+        self._norms = _norms(query, gallery)
         self._side = torch.cuda.Stream(query.device, priority=-1) if query.is_cuda else None
         if self._side is not None:
             self._side.wait_stream(torch.cuda.current_stream(query.device))
@@ -110,18 +125,11 @@ class DeviceScores:
             ValueError: features that are not finite.
         """
         query, gallery = self._arguments[:2]
-        if not self._ordinary():  # NaN and infinity are in no ordinary norm
+        if not _ordinary(self._norms, self._arguments[2]):  # NaN and infinity are in no ordinary norm
             require_finite_pair(query, gallery)
             self._chunks = _products(*self._arguments)
             self._begun = None
         self._equal = EqualRows(gallery)
-
-    def _ordinary(self) -> bool:
-        """Whether norms are such that squares stay within float32."""
-        norms = torch.cat(self._norms)
-        if self._arguments[2] == "cosine":
-            return ordinary_norms(norms)
-        return bool((norms < _MOST_LARGEST).all() & (norms > _LEAST_LARGEST).any())
 
     def chunks(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield the number of the first query and scores (queries, num_gallery), which the next take the place of."""
@@ -137,7 +145,7 @@ def _products(
     step: int,
     copied: int,
     block: int,
-    norms: tuple[torch.Tensor, ...] = (),
+    norms: Norms = (),
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield scores that do not tie yet; galleries up to ``copied`` bytes are copied, ``block`` rows are multiplied.
 
@@ -159,6 +167,18 @@ def _products(
         for first in range(0, len(gallery), block):
             torch.mm(rows, gallery[first : first + block].T, out=scores[:, first : first + block])
         yield start, scores if finish is None else finish(scores)
+
+
+def _norms(query: torch.Tensor, gallery: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.linalg.vector_norm(query, dim=1), torch.linalg.vector_norm(gallery, dim=1)
+
+
+def _ordinary(norms: tuple[torch.Tensor, torch.Tensor], metric: str) -> bool:
+    """Whether norms are such that squares stay within float32."""
+    every = torch.cat(norms)
+    if metric == "cosine":
+        return ordinary_norms(every)
+    return bool((every < _MOST_LARGEST).all() & (every > _LEAST_LARGEST).any())
 
 
 def _unit(rows: torch.Tensor, ordinary: torch.Tensor | None) -> torch.Tensor:

@@ -75,8 +75,13 @@ def test_equals_scikit_learn_where_there_are_no_ties():
 
 
 @settings(max_examples=150, deadline=None)
-@given(data=st.data(), levels=st.integers(1, 4), sort_below=st.sampled_from([0, 3, 10**9]))
-def test_ties_go_by_gallery_index(data, levels, sort_below):
+@given(
+    data=st.data(),
+    levels=st.integers(1, 4),
+    sort_below=st.sampled_from([0, 3, 10**9]),
+    compiled_from=st.sampled_from([0, 10**9]),
+)
+def test_ties_go_by_gallery_index(data, levels, sort_below, compiled_from):
     """Integer distances: exact, and full of ties. Every branch of the count has to agree with a stable sort."""
     num_query, num_gallery = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 25))
 
@@ -88,6 +93,7 @@ def test_ties_go_by_gallery_index(data, levels, sort_below):
     expected = oracles.rank_metrics(distances, *labels)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counting, "SORT_BELOW", sort_below)
+        patch.setattr(counting, "COMPILED_FROM", compiled_from)
         if expected is None:
             with pytest.raises(ValueError, match="no query has a match"):
                 evaluate_distances(distances, *labels)

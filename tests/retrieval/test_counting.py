@@ -1,0 +1,150 @@
+"""The compiled count beside a stable sort and beside the count without it."""
+
+import importlib.util
+import logging
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from ppreid_plugin.retrieval import counting, evaluate, evaluate_distances
+from ppreid_plugin.retrieval.counting import Matches, compiled_loop, positive_ranks
+
+no_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="no Numba")
+
+
+@pytest.fixture
+def fresh_loop():
+    """What is found out about Numba is found out again, and forgotten."""
+    compiled_loop.cache_clear()
+    yield
+    compiled_loop.cache_clear()
+
+
+def sorted_ranks(scores, positives, starts):
+    """Ranks in a stable descending sort, NaN last."""
+    ranks = np.empty(len(positives), dtype=np.int64)
+    for query, row in enumerate(scores):
+        place = np.empty(len(row), dtype=np.int64)
+        place[np.argsort(-row, kind="stable")] = np.arange(len(row))
+        span = slice(starts[query], starts[query + 1])
+        ranks[span] = place[positives[span]] + 1
+    return ranks
+
+
+def random_chunk(rng, queries, columns, most, dtype, levels):
+    scores = rng.normal(size=(queries, columns)).astype(dtype)
+    if levels:
+        scores = np.round(scores * levels) / dtype(levels)  # ties, -0 among them
+    counts = rng.integers(0, most + 1, queries)
+    positives = [np.sort(rng.choice(columns, count, replace=False)) for count in counts]
+    ignored = rng.random(scores.shape) < 0.05
+    for query, own in enumerate(positives):
+        ignored[query, own] = False
+    scores[ignored] = np.nan
+    return scores, np.concatenate(positives), np.concatenate([[0], np.cumsum(counts)])
+
+
+@no_numba
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("columns", [1, 7, 255, 256, 257, 1000])
+@pytest.mark.parametrize("levels", [0, 2])
+def test_ranks_are_those_of_a_stable_sort(dtype, columns, levels):
+    rng = np.random.default_rng(columns)
+    chunk = random_chunk(rng, 23, columns, min(columns, 9), dtype, levels)
+    expected = sorted_ranks(*chunk)
+    for threads in (1, 2, 30):  # more than there are queries, too
+        np.testing.assert_array_equal(compiled_loop()(*chunk, threads), expected)
+
+
+@no_numba
+def test_infinities_are_scores_like_others():
+    scores = np.array([[np.inf, -np.inf, 0.0, -np.inf, np.nan, np.inf]], dtype=np.float32)
+    ranks = compiled_loop()(scores, np.array([1, 3, 5]), np.array([0, 3]), 1)
+    np.testing.assert_array_equal(ranks, [4, 5, 2])
+
+
+@no_numba
+def test_a_query_of_very_many_positives_is_left_to_the_sort(monkeypatch):
+    from ppreid_plugin.retrieval.counting_compiled import MOST_POSITIVES
+
+    rng = np.random.default_rng(1)
+    pids = np.repeat([0, 1], [MOST_POSITIVES + 1, MOST_POSITIVES])
+    chunk = rng.normal(size=(2, len(pids))).astype(np.float32)
+    matches = Matches(np.array([0, 1]), pids, np.zeros(2, int), np.ones(len(pids), int), exclude_same_camera=True)
+    own = matches.of(0, 2)
+    ranks = compiled_loop()(chunk, own.positives, np.concatenate([[0], np.cumsum(own.counts)]), 1)
+    assert not ranks[: MOST_POSITIVES + 1].any()
+    assert ranks[MOST_POSITIVES + 1 :].all()
+    plain = list(positive_ranks([(0, chunk.copy())], matches))
+    monkeypatch.setattr(counting, "COMPILED_FROM", 0)
+    for found, expected in zip(positive_ranks([(0, chunk.copy())], matches), plain, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def large_case(dtype=np.float32):
+    rng = np.random.default_rng(2)
+    pids = rng.integers(0, 40, 150), rng.integers(0, 40, 3000)
+    features = [(rng.normal(size=(40, 8))[own] + rng.normal(size=(len(own), 8))).round(1).astype(dtype) for own in pids]
+    return *features, *pids, rng.integers(0, 3, 150), rng.integers(0, 3, 3000)
+
+
+@pytest.mark.parametrize("protocol", ["market1501", "cuhk03", "all"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_figures_do_not_depend_on_who_counts(monkeypatch, protocol, dtype, threads):
+    case = large_case(dtype)
+    plain = evaluate(*case, protocol=protocol, metric="euclidean", memory_mb=0.5)
+    monkeypatch.setattr(counting, "COMPILED_FROM", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = evaluate(*case, protocol=protocol, metric="euclidean", memory_mb=0.5)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(found.cmc, plain.cmc)
+    assert (found.mAP, found.mINP, found.num_valid_queries) == (plain.mAP, plain.mINP, plain.num_valid_queries)
+
+
+@no_numba
+def test_the_compiled_count_is_used_from_its_size_on(monkeypatch):
+    case = large_case()
+    used = []
+    real = compiled_loop()
+    monkeypatch.setattr(counting, "compiled_loop", lambda: lambda *of: used.append(of[0].shape) or real(*of))
+    evaluate(*case)
+    assert not used
+    monkeypatch.setattr(counting, "COMPILED_FROM", 150 * 3000)
+    evaluate(*case, memory_mb=1)
+    assert len(used) > 1
+    assert sum(queries for queries, _ in used) == 150
+
+
+def test_without_numba_nothing_is_said(monkeypatch, caplog, fresh_loop):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with caplog.at_level(logging.DEBUG):
+        assert compiled_loop() is None
+    assert not caplog.records
+
+
+def test_a_numba_that_does_not_work_is_told_once(monkeypatch, caplog, fresh_loop):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "ppreid_plugin.retrieval.counting_compiled", raising=False)
+    monkeypatch.setattr(counting, "COMPILED_FROM", 0)
+    case = large_case()
+    found = [evaluate_distances(np.ones((150, 3000)), *case[2:]).mAP for _ in range(2)]
+    assert found[0] == found[1]
+    (record,) = caplog.records
+    assert "without Numba" in record.message
+    assert "numba" in record.message
+
+
+def test_a_loop_that_counts_wrongly_is_not_used(monkeypatch, caplog, fresh_loop):
+    pytest.importorskip("numba")
+    from ppreid_plugin.retrieval import counting_compiled
+
+    monkeypatch.setattr(counting_compiled, "compiled_ranks", lambda *of: np.array([2, 2]))
+    assert compiled_loop() is None
+    assert "it ranked [2, 2] where it is [3, 2]" in caplog.text
