@@ -5,7 +5,6 @@ The only module that reads configuration keys; everything it builds takes explic
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import tempfile
@@ -49,6 +48,7 @@ from .suppression import (
     ImageErasure,
     SimilarityDistillation,
     parse_deid_targets,
+    taken_by_deid_targets,
 )
 from .suppression.adversary_settings import AdversarySpec, settings_of
 from .suppression.image_transforms import describe_guarantee, insert_image_transforms
@@ -195,7 +195,7 @@ def build_components(cfg: CfgNode) -> list[Component]:
     if privacy.deid.enabled:
         targets = [DEID_TARGETS.get(name) for name in parse_deid_targets(privacy.deid.target)]
         check_arguments(privacy.deid.kwargs, targets, key="privacy.deid.kwargs")
-        takes = {name for target in targets for name in inspect.signature(target).parameters}
+        takes = taken_by_deid_targets(privacy.deid.target)
         own: dict[str, Any] = {key: privacy.deid[key] for key in ("blocks", "sigma") if key in takes}
         components.append(
             DeIDDecoder(

@@ -32,6 +32,7 @@ from .registry import closest
 from .report.reconstructions import write_reconstructions
 from .report.record import environment, result_to_dict, write_json
 from .report.training_curves import write_training_curves
+from .suppression import any_takes_labels, taken_by_deid_targets
 
 # what a user can cause and mend; anything else is a bug and keeps its traceback
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, AssertionError)
@@ -274,6 +275,18 @@ def _refuse_idle_options(cfg: CfgNode, options: Sequence[str]) -> None:
             raise ConfigError(
                 f"{key} is given, but privacy.{node}.enabled is False: it would do nothing. Append: "
                 f"privacy.{node}.enabled True, or leave the key out."
+            )
+        of_target = key in ("privacy.deid.blocks", "privacy.deid.sigma")
+        if of_target and name not in taken_by_deid_targets(cfg.privacy.deid.target):
+            raise ConfigError(
+                f"{key} is given, and privacy.deid.target '{cfg.privacy.deid.target}' takes no {name}: it would do "
+                "nothing. Leave it out."
+            )
+        of_labels = key == "privacy.adversary.labels" and not cfg.privacy.erasure.enabled
+        if of_labels and not any_takes_labels(cfg.privacy.adversary.names):
+            raise ConfigError(
+                f"{key} is given, and of privacy.adversary.names {cfg.privacy.adversary.names} none takes labels: it "
+                "would do nothing. Append: privacy.adversary.names [attributes], or leave the key out."
             )
         if node == "gallery" and gallery.release and name not in _WITH_RELEASE:
             raise ConfigError(

@@ -129,6 +129,21 @@ def test_what_was_trained_is_kept_when_the_evaluation_fails_and_the_way_on_is_na
             ("privacy.gallery.enabled", "True", "privacy.gallery.epsilons", "[4, 8]", "privacy.gallery.epsilon", "8"),
             "but privacy.gallery.epsilons [4, 8] are what is evaluated",
         ),
+        (
+            ("privacy.deid.enabled", "True", "privacy.deid.sigma", "0.1"),
+            "privacy.deid.sigma is given, and privacy.deid.target 'pixelate' takes no sigma: it would do nothing",
+        ),
+        (
+            ("privacy.deid.enabled", "True", "privacy.deid.target", "blur", "privacy.deid.blocks", "4"),
+            "privacy.deid.blocks is given, and privacy.deid.target 'blur' takes no blocks: it would do nothing",
+        ),
+        (
+            (
+                *("privacy.deid.enabled", "True", "privacy.adversary.enabled", "True"),
+                *("privacy.adversary.labels", "l.csv", "privacy.adversary.names", "['identity','camera']"),
+            ),
+            "of privacy.adversary.names ['identity', 'camera'] none takes labels: it would do nothing",
+        ),
         (("--whatever",), "'--whatever' is neither a flag nor a configuration key"),
         (("privacy.deid.enabled", "True", "model.name", "hacnn"), "model.name is 'hacnn', whose feature"),
         (("train.fixbase_epoch", "1", "train.open_layers", "['head']"), '"head" is not an attribute of the model'),

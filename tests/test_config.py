@@ -362,6 +362,10 @@ def test_a_key_without_a_value_is_named_and_takes_no_flag():
         (["data.norm_std", "[0.2, 0.0, 0.2]"], "data.norm_std is .*, must be three numbers, one a color, > 0"),
         (["data.norm_mean", "[0.5]"], "data.norm_mean is .*, must be three numbers, one a color. ImageNet's"),
         (["loss.triplet.margin", "nan"], "loss.triplet.margin is nan"),
+        (["train.gamma", "nan"], "train.gamma is nan, must be > 0"),
+        (["train.base_lr_mult", "0.0"], "train.base_lr_mult is 0.0, must be > 0"),
+        (["sgd.momentum", "nan"], "sgd.momentum is nan, must be >= 0"),
+        (["rmsprop.alpha", "-0.1"], "rmsprop.alpha is -0.1, must be >= 0"),
         (
             ["cuhk03.use_metric_cuhk03", "True", "test.exclude_same_camera", "False"],
             "cuhk03.use_metric_cuhk03 True leaves the query's camera out by definition",

@@ -15,8 +15,8 @@ from yacs.config import CfgNode
 from ..config import get_option
 from ..dp.feature_files import model_fingerprint
 from ..options import OPTIONS
-from ..suppression.adversary import ADVERSARIES
-from ..suppression.adversary_settings import AdversarySpec, settings_of
+from ..suppression.adversary import any_takes_labels
+from ..suppression.adversary_settings import AdversarySpec
 from .plan import Measures
 
 # keys that change nothing of what training makes, but for rounding
@@ -48,8 +48,6 @@ _FEATURES = (
 )
 # keys that say which checkpoint is the best one
 _CHOICE = ("test.dist_metric", "test.eval_freq", "test.normalize_feature", "test.rerank", "test.start_eval")
-# measures that came later, and what was measured before: figures from then are found
-_LATER: dict[str, Any] = {"scored_on": "gallery", "learn_from": ("train",)}
 # files whose content counts, not their name
 _FILES = ("model.load_weights", "privacy.adversary.labels", "privacy.erasure.labels")
 
@@ -63,8 +61,7 @@ def training_key(cfg: CfgNode) -> str:
     disabled = [part for part, node in cfg.privacy.items() if not node.get("enabled", True)]
     left_out = [*_NOT_TRAINING, *(f"privacy.{part}." for part in disabled)]
     specs = AdversarySpec.parse_all(cfg.privacy.adversary.names) if cfg.privacy.adversary.enabled else []
-    kinds = [ADVERSARIES.get(spec.kind, key="privacy.adversary.names") for spec in specs]
-    learned = any("labels" in settings_of(kind) for kind in kinds)
+    learned = cfg.privacy.adversary.enabled and any_takes_labels(cfg.privacy.adversary.names)
     erased = cfg.privacy.erasure.enabled and not cfg.privacy.erasure.labels
     if not learned:
         left_out.append("privacy.adversary.labels")
@@ -106,7 +103,7 @@ def measured_key(cfg: CfgNode, reference: CfgNode, defense: str, measures: Measu
     return digest(
         {
             **({"files": files} if files else {}),
-            **({} if has_step is not bool(defense) else {"has_step": has_step}),  # rows with a defense rarely have one
+            "has_step": has_step,
             "features": features_key(cfg),
             "reference": features_key(reference),
             "gallery": _values(cfg, gallery),
@@ -116,7 +113,7 @@ def measured_key(cfg: CfgNode, reference: CfgNode, defense: str, measures: Measu
             "measures": {
                 name: model_fingerprint(value) if name in ("labels", "judge_weights") else value
                 for name, value in dataclasses.asdict(measures).items()
-                if name != "metric" and _LATER.get(name) != value
+                if name != "metric"
             },
         }
     )

@@ -101,6 +101,8 @@ def report_command(argv: Sequence[str]) -> list[Path]:
     written += write_page(page, out, "report")
     if args.dpia:
         written += write_page(assessment(found, used), out, "dpia")
+    elif (earlier := out / "dpia.html").exists():
+        _log.warning("'%s' is of an earlier report: it stays as it is. --dpia writes it anew.", earlier)
     for path in written:
         print(f"Written to '{path}'")
     return written

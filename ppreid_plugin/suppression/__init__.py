@@ -1,6 +1,6 @@
 """Stage 1, suppression: De-ID targets, decoders and Adv-ID adversaries."""
 
-from .adversary import ADVERSARIES, Adversary, register_adversary
+from .adversary import ADVERSARIES, Adversary, any_takes_labels, register_adversary
 from .decoder import DECODERS, Decoder, LightDecoder, register_decoder
 from .deid import (
     DEID_TARGETS,
@@ -13,6 +13,7 @@ from .deid import (
     parse_deid_targets,
     register_deid_target,
     standalone_deid_target,
+    taken_by_deid_targets,
 )
 from .deid_decoder import DeIDDecoder
 from .deid_loss import DeIDLoss, parse_deid_loss
@@ -58,6 +59,7 @@ __all__ = [
     "Pixelate",
     "SimilarityDistillation",
     "Sometimes",
+    "any_takes_labels",
     "build_deid_target",
     "insert_image_transforms",
     "parse_deid_loss",
@@ -67,4 +69,5 @@ __all__ = [
     "register_decoder",
     "register_deid_target",
     "standalone_deid_target",
+    "taken_by_deid_targets",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +18,7 @@ from ..components import Batch, Component, Context, Trainable, isolated_rng
 from ..registry import Registry
 from .adversary_guard import AdversaryGuard, feature_spread
 from .adversary_members import PEOPLE, Member, people_folds
-from .adversary_settings import check_settings
+from .adversary_settings import AdversarySpec, check_settings, settings_of
 from .adversary_steps import CHANCE, attack, learn
 from .adversary_terms import divergence_from_uniform, ramp
 from .deid_decoder import DeIDDecoder
@@ -261,4 +261,16 @@ class Adversary(Component, ABC):
 
 
 ADVERSARIES: Registry[type[Adversary]] = Registry("adversary", contract=Adversary)
+
+
+def any_takes_labels(names: Sequence[str]) -> bool:
+    """Return whether any of these adversaries, as ``privacy.adversary.names`` has them, learns labels of people.
+
+    Raises:
+        ValueError: an unknown name (the nearest is suggested), or settings that cannot be read.
+    """
+    kinds = (ADVERSARIES.get(spec.kind, key="privacy.adversary.names") for spec in AdversarySpec.parse_all(names))
+    return any("labels" in settings_of(kind) for kind in kinds)
+
+
 register_adversary = ADVERSARIES.register

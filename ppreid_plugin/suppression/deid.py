@@ -198,6 +198,18 @@ def parse_deid_targets(spec: str) -> dict[str, float]:
     return parse_weights(spec, key=key, check=lambda name: DEID_TARGETS.get(name, key=key))
 
 
+def taken_by_deid_targets(spec: str) -> set[str]:
+    """Return the names of the arguments that the targets of ``spec`` take.
+
+    Example:
+        >>> sorted(taken_by_deid_targets("pixelate,blur"))
+        ['blocks', 'sigma']
+    """
+    return {
+        name for target in parse_deid_targets(spec) for name in inspect.signature(DEID_TARGETS.get(target)).parameters
+    }
+
+
 def standalone_deid_target(name: str, *, key: str) -> type[DeIDTarget]:
     """Return a target that makes T(x) of an image alone, for use where no engine prepares it.
 

@@ -141,3 +141,12 @@ def test_budgets_in_words_of_a_person_unit_and_of_budgets_of_ones_own():
     )
     levels = [{"epsilon": 1.0, "rows": 3}, {"epsilon": 2.0, "rows": 9}]
     assert "ε 1 for 3 rows, ε 2 for 9 rows" in budget_in_words(manifest | {"individual_budgets": levels})[1]
+
+
+def test_a_page_of_an_earlier_report_is_told_and_left(page, tmp_path, caplog):
+    page()
+    written = (tmp_path / "out/dpia.html").read_bytes()
+    assert "earlier" not in caplog.text
+    assert cli.run(report_command, ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert "dpia.html' is of an earlier report: it stays as it is. --dpia writes it anew." in caplog.text
+    assert (tmp_path / "out/dpia.html").read_bytes() == written
