@@ -50,7 +50,8 @@ def query_figures(inputs: FeatureInputs, space: Space) -> QueryFigures:
         for start in range(0, len(space.query), _CHUNK):
             yield start, space.query[start : start + _CHUNK] @ space.gallery.T
 
-    ranks = dict(zip(every.tolist(), positive_ranks(chunks(), matches), strict=True))
+    found, counts = (np.concatenate(parts) for parts in zip(*positive_ranks(chunks(), matches), strict=True))
+    ranks = dict(zip(every.tolist(), np.split(found, np.cumsum(counts[every])[:-1]), strict=True))
     first, precision = [], []
     for query in queries:
         mine = np.sort(ranks[query])

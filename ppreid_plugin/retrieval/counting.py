@@ -97,33 +97,37 @@ def positive_ranks(
     chunks: Iterable[tuple[int, npt.NDArray[np.floating]]],
     matches: Matches,
     also: Callable[[npt.NDArray[np.floating], IntArray], None] | None = None,
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield for each query with a match the ranks of its positives, from 1, in gallery order (not sorted).
+) -> Iterator[tuple[npt.NDArray[np.int64], IntArray]]:
+    """Yield for each chunk the ranks of its positives, from 1, and how many each query has.
 
     Args:
         chunks: (number of the first query, scores of shape (queries, num_gallery), larger = closer, no NaN). The
             scores are overwritten.
         matches: whose rows count.
-        also: called with each such query's row of scores, NaN where a gallery row is not in the list, and positives.
+        also: called with the row of scores of each query that has a positive, NaN where a gallery row is not in the
+            list, and its positives.
+    Shape:
+        (positives of the chunk,), by query, then by gallery index (not sorted), and (queries,).
     """
     compiled = compiled_loop() if matches.num_scores >= COMPILED_FROM else None
     for first, scores in chunks:
         own = matches.of(first, len(scores))
         scores[own.ignoring, own.ignored] = np.nan  # NaN is above nothing, so these rows are never counted
         starts = np.concatenate([[0], np.cumsum(own.counts)])
-        ready = None
-        if compiled is not None and scores.dtype in (np.float32, np.float64):
-            ready = compiled(scores, own.positives, starts, torch.get_num_threads())
-        above = np.empty(scores.shape[1], dtype=bool)
         matched = np.flatnonzero(own.counts)
-        spans = list(map(slice, starts[matched].tolist(), starts[matched + 1].tolist()))
+        if also is not None:
+            for query in matched.tolist():
+                also(scores[query], own.positives[starts[query] : starts[query + 1]])
+        if compiled is not None and scores.dtype in (np.float32, np.float64):
+            ranks = compiled(scores, own.positives, starts, torch.get_num_threads())
+            matched = matched[ranks[starts[matched]] == 0]  # those that it leaves
+        else:
+            ranks = np.empty(len(own.positives), dtype=np.int64)
+        above = np.empty(scores.shape[1], dtype=bool)
+        spans = map(slice, starts[matched].tolist(), starts[matched + 1].tolist())
         for query, span in zip(matched.tolist(), spans, strict=True):
-            if also is not None:
-                also(scores[query], own.positives[span])
-            if ready is not None and ready[span.start]:
-                yield ready[span]
-            else:
-                yield _ranks_of(scores[query], own.positives[span], above)
+            ranks[span] = _ranks_of(scores[query], own.positives[span], above)
+        yield ranks, own.counts
 
 
 def _ranks_of(

@@ -76,7 +76,7 @@ class EqualRows:
 def _first_alike(matrix: torch.Tensor) -> IntArray:
     """Return for each row the first one with its checksum, (n,)."""
     first = np.arange(len(matrix))
-    begun = _checksums(matrix[:, :_PROBED], first)
+    begun = torch.cat([_sums(part) for part in matrix[:, :_PROBED].split(_AT_ONCE // _PROBED)]).cpu().numpy()
     ordered = np.sort(begun)
     if not (ordered[1:] == ordered[:-1]).any():
         return first

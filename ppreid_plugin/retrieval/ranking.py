@@ -115,7 +115,7 @@ def evaluate(
             random image a person, as an exact expectation (:mod:`.single_shot`); mAP and mINP are of all images.
         max_rank: length of the CMC curve.
         memory_mb: MiB for one chunk of scores (at least one query's); beside it, a copy of the features is held, of a
-            gallery up to 128 MiB. None: 64, or what 128 queries take, up to 256; fewer queries at once are slower.
+            gallery up to 128 MiB. None: 72, or what 128 queries take, up to 256; fewer queries at once are slower.
             Where the counts run on a GPU: None is 1,024, and a gallery up to this limit is copied.
         rerank: rank by k-reciprocal re-ranked distances (:func:`.re_rank`), which are not held either.
     Shape:
@@ -242,13 +242,13 @@ def _summarize(
     chunks: Iterator[tuple[int, npt.NDArray[np.floating]]], matches: Matches, protocol: str, max_rank: int
 ) -> RankingResult:
     single_shot = SingleShot(matches.gallery_pids, max_rank) if protocol == "cuhk03" else None
-    per_query = list(positive_ranks(chunks, matches, also=None if single_shot is None else single_shot.add))
-    if not per_query:
+    found = list(positive_ranks(chunks, matches, also=None if single_shot is None else single_shot.add))
+    ranks, counts = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    counts = counts[counts > 0]
+    if not len(counts):
         raise _no_match(matches.any_shared_pid, protocol)
-    counts = np.array([len(ranks) for ranks in per_query])
     ends = np.cumsum(counts)
     starts = ends - counts
-    ranks = np.concatenate(per_query)
     offsets = np.repeat(np.arange(len(counts)), counts) * (int(ranks.max()) + 1)
     ranks = np.sort(ranks + offsets) - offsets  # each query's in order
     precision = (np.arange(len(ranks)) - np.repeat(starts, counts) + 1) / ranks

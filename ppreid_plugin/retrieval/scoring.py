@@ -27,7 +27,7 @@ Norms: TypeAlias = tuple[torch.Tensor, torch.Tensor] | tuple[()]  # of the rows 
 _COPIED = 128 * 2**20  # bytes of a gallery that is copied
 _QUERIES = 128  # a product of fewer rows packs the gallery for longer than it multiplies
 _BLOCK = 2**18  # gallery rows a product: few queries with more took 1.3 times as long (measured, two cores)
-_LEAST_MB, _MOST_MB = 64.0, 256.0
+_LEAST_MB, _MOST_MB = 72.0, 256.0  # the least: three chunks of Market-1501's queries
 _DEVICE_MB = 1024.0  # on a GPU that counts as well: few chunks, each of which fills it
 _LEAST_LARGEST, _MOST_LARGEST = 1e-9, 1e9  # numbers between which sums of a row's squares stay within float32
 _DEVICE_TILE = 256  # queries; a product on a GPU has tiles, and a part of one takes as long as a whole one
@@ -39,7 +39,7 @@ def queries_per_chunk(
     """Return how many rows of scores fit into ``memory_mb`` MiB, at least one.
 
     Args:
-        memory_mb: None: 64, or what 128 queries take, up to 256; on the device 1,024.
+        memory_mb: None: 72, or what 128 queries take, up to 256; on the device 1,024.
         matrix: whose rows are the queries, and whose type the scores have.
         num_gallery: scores a query.
         on_device: whether scores are counted where they are made, a GPU: then in multiples of 256 queries.
@@ -51,7 +51,9 @@ def queries_per_chunk(
     if memory_mb is None:
         memory_mb = _DEVICE_MB if on_device else min(max(_LEAST_MB, _QUERIES * row / 2**20), _MOST_MB)
     step = int(min(len(matrix), max(1, positive_mebibytes("memory_mb", memory_mb) * 2**20 // row)))
-    return step - step % _DEVICE_TILE if on_device and _DEVICE_TILE < step < len(matrix) else step
+    if on_device:
+        return step - step % _DEVICE_TILE if _DEVICE_TILE < step < len(matrix) else step
+    return math.ceil(len(matrix) / math.ceil(len(matrix) / step)) if step else step  # alike: a short chunk takes longer
 
 
 def checked_norms(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> Norms:

@@ -65,8 +65,10 @@ def test_how_many_queries_a_chunk_has():
     def chunk(memory_mb, num_gallery, queries=5000):
         return scoring.queries_per_chunk(memory_mb, torch.empty(queries, 1), num_gallery)
 
-    assert chunk(None, 15_913) == 2**24 // 15_913  # 64 MiB
-    assert chunk(None, 2**18) == 128  # 128 MiB
+    assert chunk(None, 15_913) == 1000  # of at most 1,186, 72 MiB, five alike
+    assert chunk(None, 15_913, queries=3368) == 1123
+    assert chunk(None, 15_913, queries=1186) == 1186
+    assert chunk(None, 2**18) == 125  # of at most 128, 128 MiB
     assert chunk(None, 2**20) == 64  # 256 MiB
     assert chunk(64, 2**20) == 16
     assert chunk(None, 10, queries=40) == 40
