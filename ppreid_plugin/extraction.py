@@ -242,9 +242,9 @@ def _arrays(extracted: Extracted, items: Sequence[Any], root: str) -> dict[str, 
 def _row_id(path: str | Sequence[str], root: str) -> str:
     """Return the name of an image for good: what it is called must not depend on where a program was started."""
     first = path if isinstance(path, str) else path[0]  # a tracklet is known by its first frame
-    if not root:
-        return Path(first).as_posix()
     place, base = (Path(os.path.abspath(os.path.expanduser(one))) for one in (first, root))
     if (described := csv_folder_of(first)) is not None:  # own data need no root, so none may count
         return Path(os.path.relpath(place, described.parent)).as_posix()
+    if not root:
+        return Path(first).as_posix()
     return (place.relative_to(base) if place.is_relative_to(base) else place).as_posix()

@@ -1,7 +1,8 @@
 """Features of a set in files of a few hundred rows: what an interrupted extraction goes on from, and ranks share.
 
 A shard is written whole or not at all, readable by the owner alone, and the same whoever writes it: rows are cut at
-whole batches, so a row's batch, and with it the last bit of its feature, is the same in any run over these images.
+whole batches, so a row's batch, and with it the last bit of its feature, is the same in any run over these images (on a
+CPU with the same number of threads).
 """
 
 from __future__ import annotations

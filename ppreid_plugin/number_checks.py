@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TypeGuard
 
 import numpy as np
@@ -11,6 +12,21 @@ import numpy as np
 def is_number(value: object) -> TypeGuard[float]:
     """Whether ``value`` is a real number, maybe NaN or infinite, and no bool."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def whole_from(text: str) -> int:
+    """Return the whole number that stands in a file; Python's own notation (``1_0``) is none.
+
+    Raises:
+        ValueError, TypeError: anything else.
+
+    Example:
+        >>> whole_from(" -12")
+        -12
+    """
+    if not re.fullmatch(r"\s*-?[0-9]+\s*", text):
+        raise ValueError(f"{text!r} is no whole number")
+    return int(text)
 
 
 def require_whole(name: str, value: object, *, least: int = 1, most: int | None = None, hint: str = "") -> int:

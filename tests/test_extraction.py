@@ -121,6 +121,7 @@ def test_an_image_is_called_the_same_wherever_a_program_is_started(tmp_path, mon
         (here, str(own)),
         (there, str(tmp_path)),
         (here, "/"),
+        (there, ""),
     ):
         monkeypatch.chdir(folder)
         found.append([extraction._row_id(str(own / name), root) for name in ("images/q.png", "../g.png")])

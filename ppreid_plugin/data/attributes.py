@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..dp.feature_files import load_arrays
+from ..number_checks import whole_from
 from .checks import DataError
 
 ByPerson: TypeAlias = Mapping[int, Mapping[str, int]]
@@ -200,7 +201,7 @@ def _load_csv(path: Path) -> tuple[dict[int, dict[str, int]], dict[str, list[str
             )
         rows = list(reader)
     try:
-        pids = [int(row["pid"]) for row in rows]
+        pids = [whole_from(row["pid"]) for row in rows]
     except (TypeError, ValueError):
         raise ValueError(f"'{path}' has a pid that is no whole number. Give one line a person, with a pid.") from None
     if len(set(pids)) < len(pids):

@@ -26,7 +26,6 @@ from ppreid_plugin.dp.plan import PROTOCOLS, ReleasePlan, ReleaseTerms, transfor
 from ppreid_plugin.dp.prior import fit_prior
 from ppreid_plugin.dp.recovery import finish_release, purge_release, verify_releases, void_release
 from ppreid_plugin.dp.release import draw_release
-from ppreid_plugin.dp.reservations import latest_release
 from ppreid_plugin.dp.spec import MechanismSpec, naming_flags, parameter_names
 from ppreid_plugin.dp.stored import Release
 from ppreid_plugin.dp.transforms import TRANSFORMS, PublicTransform, build_transform
@@ -269,9 +268,13 @@ def ledger_command(argv: Sequence[str]) -> None:
             f"Voided {args.name}; what it reserved stays spent. If it was to write a map (--truth-out), delete that: "
             "the ledger does not know where it lies."
         )
-    elif purge_release(ledger, args.name, args.release[0] if args.release else None):
+    elif (deleted := purge_release(ledger, args.name, args.release[0] if args.release else None)) is not None:
+        where = " and ".join(f"'{folder}'" for folder in deleted)
+        done = f"Deleted {args.name} in {where}"
+        if not deleted:
+            done = f"Recorded {args.name} as purged; nothing lay where it was written: delete copies by hand"
         print(
-            f"Deleted {args.name}; what it spent stays spent. Its people are still in maps (--truth-out) and search "
+            f"{done}; what it spent stays spent. Its people are still in maps (--truth-out) and search "
             "indexes (tools/serve_index.py) that were made with it: delete those too."
         )
     else:
@@ -391,10 +394,10 @@ def _was_given(args: argparse.Namespace, flag: str) -> bool:
 
 
 def _known_before(args: argparse.Namespace) -> tuple[set[int], set[int]]:
-    """Return pids and camids that the stored release of this name knows: an append's file holds new rows only."""
+    """Return pids and camids that releases of this name know: an append's file holds new rows only."""
     if not (args.append or args.new_release) or not (Path(args.ledger) / f"{args.scope}.jsonl").exists():
         return set(), set()
-    parts = latest_release(Ledger(args.ledger, args.scope).parts().values(), args.name)
+    parts = [part for part in Ledger(args.ledger, args.scope).parts().values() if part.name == args.name]
     pids = {pid for part in parts for pid in (*part.rows.values(), *part.opt_out, *part.public["budgets"])}
     return {int(pid) for pid in pids}, {camid for part in parts for camid in part.public.get("cameras", ())}
 

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from ppreid_plugin.dp.journal import write_file
 from ppreid_plugin.dp.units import GalleryRows
+from ppreid_plugin.number_checks import whole_from
 
 
 def load_arrays(path: str | Path, only: Collection[str] | None = None) -> dict[str, np.ndarray]:
@@ -137,7 +138,7 @@ def load_budgets(path: str | Path) -> dict[int, float]:
             )
         for line in lines:
             try:
-                pid, epsilon = int(line["pid"]), float(line["epsilon"])
+                pid, epsilon = whole_from(line["pid"]), float(line["epsilon"])
             except (TypeError, ValueError):
                 raise ValueError(
                     f"'{path}' line {lines.line_num}: pid {line['pid']!r}, epsilon {line['epsilon']!r}; must be a "

@@ -113,6 +113,9 @@ class Journal:
         try:
             write_all(descriptor, canonical(record) + b"\n")
             os.fsync(descriptor)
+        except OSError as error:
+            error.filename = error.filename or str(self.path)  # a write that fails names nothing
+            raise
         finally:
             os.close(descriptor)
         fsync_folder(self.folder)

@@ -187,6 +187,12 @@ class Ledger:
         """Give an interrupted release up. What it reserved stays spent."""
         self._close(reservation, "void", {})
 
+    def opt_out(self, parts: Sequence[Part], pids: Iterable[int]) -> None:
+        """Record that people opted out of a release who are not on record for it; spends nothing."""
+        with self.locked():
+            if new := sorted(set(pids) - {pid for part in parts for pid in part.opt_out}):
+                self._journal.append("opt-out", {"release": parts[-1].release, "pids": new})
+
     def purge(self, release: str) -> None:
         """Record that a release's folder was deleted. What it spent stays spent."""
         with self.locked():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -21,6 +22,7 @@ from ppreid_plugin.dp.journal import utc_now
 from ppreid_plugin.dp.ledger import Ledger
 from ppreid_plugin.dp.plan import ReleasePlan
 from ppreid_plugin.dp.reservations import Part, pids_of
+from ppreid_plugin.number_checks import is_number
 
 FORMAT = "ppreid_plugin release"
 VERSION = 1
@@ -107,8 +109,15 @@ def check_manifest(manifest: Any, data: bytes, where: str) -> dict[str, Any]:
         raise ValueError(f"{where} lacks {', '.join(missing)}. Restore the release from a copy.")
     for name, zero in _NUMBERS.items():
         value = manifest[name]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or (value == 0 and not zero):
-            raise ValueError(f"{where}: {name} is {value!r}, must be a number {'>=' if zero else '>'} 0.")
+        finite = is_number(value) and math.isfinite(value)
+        if not finite or value < 0 or (value == 0 and not zero) or (name == "delta" and value >= 1):
+            what = "in [0, 1)" if name == "delta" else "> 0"
+            raise ValueError(f"{where}: {name} is {value!r}, must be a finite number {what}. Restore the release.")
+    for name, kind in (("scope", dict), ("parts", list), ("release", str), ("mechanism", dict), ("transform", dict)):
+        if not isinstance(manifest[name], kind):
+            raise ValueError(f"{where} is malformed: {name} is {manifest[name]!r}. Restore the release.")
+    if not isinstance(manifest.get("expires"), (str, type(None))):
+        raise ValueError(f"{where} is malformed: expires is {manifest['expires']!r}. Restore the release.")
     file = manifest["file"]
     if not isinstance(file, dict) or file.get("bytes") != len(data):
         told = file.get("bytes") if isinstance(file, dict) else file

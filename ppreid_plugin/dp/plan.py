@@ -199,9 +199,9 @@ class ReleasePlan:
             "mechanism": self.sampler.describe(self.mechanism.epsilon),
             "unit": terms.unit,
             "protocol": terms.protocol,
-            "background_pids": sorted(terms.background_pids),
+            "background_pids": sorted(set(terms.background_pids)),
             "max_rows_per_person": terms.max_rows_per_person,
-            **({"cameras": sorted(terms.cameras)} if terms.cameras else {}),
+            **({"cameras": sorted(set(terms.cameras))} if terms.cameras else {}),
             "budgets": {str(pid): float(epsilon) for pid, epsilon in sorted(terms.budgets.items())},
         }
 
@@ -251,7 +251,7 @@ class ReleasePlan:
         budgets, common = self.terms.budgets, self.mechanism.epsilon
         described = self.sampler.describe(common)
         levels, counts = np.unique([budgets.get(pid, common) for pid in pids], return_counts=True)
-        charge = self.sampler.charge(float(levels.max()))
+        charge = [self.sampler.charge(float(level)) for level in levels][-1]
         rows_of_people = Counter(pid for pid in pids if pid not in self.terms.background_pids).values()
         return {
             "mechanism": described,

@@ -6,8 +6,10 @@ the reservation stays spent; :mod:`.recovery` finishes or voids it.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ import numpy as np
 from safetensors.numpy import save as save_safetensors
 
 from ppreid_plugin.dp.entropy import Entropy
-from ppreid_plugin.dp.journal import fsync_folder, utc_now, write_file
+from ppreid_plugin.dp.journal import LedgerError, fsync_folder, utc_now, write_file
 from ppreid_plugin.dp.ledger import Ledger
 from ppreid_plugin.dp.manifest import build_manifest, manifest_bytes, sha256
 from ppreid_plugin.dp.mechanisms import Mechanism
@@ -27,7 +29,6 @@ from ppreid_plugin.dp.reservations import (
     Part,
     find_appendable,
     find_stored,
-    latest_release,
     pids_of,
     require_opt_outs,
 )
@@ -104,20 +105,21 @@ def draw_release(
         raise ValueError("append adds to the stored release and new_release draws another one: choose one.")
     if truth is not None:
         _require_apart(truth, out)
-    if ledger.folder.resolve() in (out.resolve(), *out.resolve().parents):
-        raise ValueError(
-            f"out is '{out}', in the ledger's folder: that is to be kept private, and a release is published. Name "
-            "another place."
-        )
+    if out.is_symlink() and out.exists():
+        out = out.resolve()  # a link cannot make room for what is appended
+    _require_own_place("out", out, ledger, why="that is to be kept private, and a release is published")
+    if truth is not None:
+        _require_own_place("truth_out", truth, ledger, why="it could take the place of the ledger's files")
     with ledger.locked():
         parts = list(ledger.parts().values())
+        _tidy(parts)
         if not new_release:
             plan = with_stored_fits(plan, parts, out)
         request = plan.request(ledger.unit, out)
         base: list[Part] = []
         units = list(request.units)
         if new_release:
-            require_opt_outs(latest_release(parts, request.name), request)
+            require_opt_outs(parts, request)
         elif append:
             base, units = find_appendable(parts, request)
             units = plan.addable(units, pids_of(base))
@@ -131,6 +133,7 @@ def draw_release(
         earlier = load_stored(base, out) if base else None
         if earlier is not None and not units:
             _require_as_stored(earlier, plan.terms, truth)
+            ledger.opt_out(base, request.opt_out)
             return earlier
         _check_free(truth, *(() if earlier and earlier.folder == out else (out,)))
         if earlier is not None:
@@ -138,52 +141,78 @@ def draw_release(
         plan.terms.require_current()
         for name, path in (("out", out), ("truth_out", truth)):
             if path is not None:
-                _require_writable(name, path)
-        part = ledger.reserve(request, units, append_to=base)
+                _require_writable(name, path, f".{request.name}-0000+0000.00000000.tmp")
+        part = None
         # still under the lock: whoever finds a reservation without a commit knows that its process is gone
         try:
+            part = ledger.reserve(request, units, append_to=base)
             reached("reserved")
             _write(plan, ledger, part, base, out, truth, earlier)
         except BaseException:
-            _log.error(
-                "release %s was stopped while it was written; what it reserved stays spent. See tools/ledger.py show; "
-                "then: tools/ledger.py finish %s, or void where it is not whole.",
-                part.release,
-                part.reservation,
-            )
+            if (spent := part or _reserved_since(ledger, parts)) is not None:
+                _log.error(
+                    "release %s was stopped while it was written; what it reserved stays spent. See tools/ledger.py "
+                    "show; then: tools/ledger.py finish %s, or void where it is not whole.",
+                    spent.release,
+                    spent.reservation,
+                )
             raise
         return load_release(out)
 
 
-def temporary_folder(out: Path, reservation: str) -> Path:
-    """Return the folder beside ``out`` in which a reservation is written."""
-    return out.with_name(f".{out.name}.{reservation}.tmp")
+def temporary_folder(out: Path, part: Part) -> Path:
+    """Return the folder beside ``out`` in which a reservation is written; no other ledger's or scope's has its name."""
+    return _beside(out, part, "tmp")
 
 
-def old_folder(out: Path, reservation: str) -> Path:
-    """Return where the release that was appended to stands while the longer one takes its place."""
-    return out.with_name(f".{out.name}.{reservation}.old")
+def old_folder(out: Path, part: Part) -> Path:
+    """Return where the release that was appended to stands until the longer one in its place is committed."""
+    return _beside(out, part, "old")
 
 
-def set_in_place(temporary: Path, out: Path, reservation: str) -> None:
+def _beside(out: Path, part: Part, what: str) -> Path:
+    return out.with_name(f".{out.name}.{part.reservation}.{part.mac[:8]}.{what}")
+
+
+def set_in_place(temporary: Path, out: Path, part: Part) -> None:
     """Rename the complete temporary folder to ``out``; the release there that it appends to makes room.
 
     Raises:
         FileExistsError: something else lies at ``out``; nothing is overwritten.
     """
-    old = old_folder(out, reservation)
-    if out.exists():
+    if os.path.lexists(out):
         if not _is_appended_to(out, temporary):
             raise FileExistsError(
-                f"'{out}' holds something else than what {reservation} appends to, and a release overwrites nothing. "
-                f"Move that away; then: tools/ledger.py finish {reservation}"
+                f"'{out}' holds something else than what {part.reservation} appends to, and a release overwrites "
+                f"nothing. Move that away; then: tools/ledger.py finish {part.reservation}"
             )
-        out.rename(old)
+        out.rename(old_folder(out, part))
         reached("old moved")
     temporary.rename(out)
     fsync_folder(out.parent)
-    if old.exists():
-        shutil.rmtree(old)
+
+
+def commit_in_place(ledger: Ledger, part: Part, out: Path) -> None:
+    """Commit what lies at ``out``, and delete what it was appended to: not before, so that a void can put it back."""
+    ledger.commit(part.reservation, sha256((out / MANIFEST).read_bytes()))
+    reached("committed")
+    shutil.rmtree(old_folder(out, part), ignore_errors=True)
+
+
+def _tidy(parts: Sequence[Part]) -> None:
+    """Delete what an append has taken the place of and an end of the process left."""
+    for part in parts:
+        if part.state == "committed" and (old := old_folder(Path(part.folder), part)).is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _reserved_since(ledger: Ledger, known: Sequence[Part]) -> Part | None:
+    """Return the reservation that is on record and was not before, if any."""
+    before = {part.mac for part in known}
+    try:
+        return next((part for part in ledger.parts().values() if part.mac not in before), None)
+    except (OSError, LedgerError):
+        return None
 
 
 def reached(step: str) -> None:
@@ -219,19 +248,21 @@ def _write(
     data = save_safetensors(arrays, metadata={"privacy": "released", "release": part.release})
     parts = [] if earlier is None else earlier.manifest["parts"]
     manifest = manifest_bytes(build_manifest(plan, ledger, part, arrays, data, base=base, earlier=parts))
-    temporary = temporary_folder(out, part.reservation)
+    temporary = temporary_folder(out, part)
     temporary.mkdir()
     if truth is not None:
+        if truth.exists():  # another release has written its own since it was free
+            taken, truth = truth, truth.with_name(f"{truth.name}.{part.reservation}.{part.mac[:8]}")
+            _log.warning("'%s' is another release's map by now: this one's is '%s'.", taken, truth)
         write_file(truth, _truth(part, names[first:], rows), mode=0o600)
     reached("truth written")
     write_file(temporary / ARRAYS, data)
     reached("arrays written")
     write_file(temporary / MANIFEST, manifest)
     reached("manifest written")
-    set_in_place(temporary, out, part.reservation)
+    set_in_place(temporary, out, part)
     reached("renamed")
-    ledger.commit(part.reservation, sha256(manifest))
-    reached("committed")
+    commit_in_place(ledger, part, out)
 
 
 def _is_appended_to(out: Path, temporary: Path) -> bool:
@@ -241,6 +272,15 @@ def _is_appended_to(out: Path, temporary: Path) -> bool:
         return bool(old["release"] == new["release"] and old["parts"] and old["parts"] == new["parts"][:-1])
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _require_own_place(name: str, path: Path, ledger: Ledger, *, why: str) -> None:
+    """Raise ValueError if ``path`` lies in the ledger's folder or in a release."""
+    above = list(path.resolve().parents)
+    if ledger.folder.resolve() in (path.resolve(), *above):
+        raise ValueError(f"{name} is '{path}', in the ledger's folder: {why}. Name another place.")
+    if release := next((one for one in above if all((one / file).is_file() for file in (MANIFEST, ARRAYS))), None):
+        raise ValueError(f"{name} is '{path}', inside the release '{release}', which is published. Name another place.")
 
 
 def _require_apart(truth: Path, out: Path) -> None:
@@ -271,12 +311,15 @@ def _require_as_stored(release: Release, terms: ReleaseTerms, truth: Path | None
         load_maps_of(manifest["parts"], [truth], flag="truth_out")
 
 
-def _require_writable(name: str, path: Path) -> None:
-    """Raise ValueError if nothing can be written beside ``path``: that must not cost a budget."""
+def _require_writable(name: str, path: Path, ending: str) -> None:
+    """Raise ValueError if nothing can be written beside ``path``, with ``ending`` too: that must not cost a budget."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
+        longest = os.pathconf(path.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+        if len(os.fsencode(f".{path.name}{ending}")) > longest:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     except OSError as error:
         raise ValueError(
             f"{name} is '{path}', where nothing can be written ({error.strerror or error}). Nothing was spent. Name "
@@ -286,7 +329,7 @@ def _require_writable(name: str, path: Path) -> None:
 
 def _check_free(*paths: Path | None) -> None:
     for path in paths:
-        if path is not None and path.exists():
+        if path is not None and os.path.lexists(path):  # a link to nothing, too
             raise FileExistsError(f"'{path}' exists already, and a release overwrites nothing. Name another place.")
 
 

@@ -76,6 +76,9 @@ def read_parts(records: Iterable[Record]) -> dict[str, Part]:
         elif kind == "commit":
             part = parts[content["reservation"]]
             part.state, part.manifest = "committed", content["manifest"]
+        elif kind == "opt-out":
+            of_release = [part for part in parts.values() if part.release == content["release"]]
+            of_release[-1].opt_out.extend(content["pids"])
         elif kind == "void":
             parts[content["reservation"]].state = "voided"
         elif kind == "purge":
@@ -96,9 +99,10 @@ def pids_of(parts: Iterable[Part]) -> dict[str, int]:
 
 
 def latest_release(parts: Iterable[Part], name: str) -> list[Part]:
-    """Return the parts of the latest release of that name, whatever their state."""
+    """Return the parts of the latest release of that name that is stored or interrupted; if none is, of the latest."""
     named = [part for part in parts if part.name == name]
-    return [part for part in named if part.release == named[-1].release]
+    kept = [part for part in named if part.state in ("committed", "reserved")] or named
+    return [part for part in named if part.release == kept[-1].release]
 
 
 def find_stored(parts: Iterable[Part], request: Request) -> list[Part]:
@@ -107,6 +111,7 @@ def find_stored(parts: Iterable[Part], request: Request) -> list[Part]:
     Raises:
         ValueError: the name belongs to another release, or to one that is reserved, voided or purged.
     """
+    parts = list(parts)
     latest = latest_release(parts, request.name)
     if not latest:
         return []
@@ -130,6 +135,7 @@ def find_stored(parts: Iterable[Part], request: Request) -> list[Part]:
             f"name {request.name!r} belongs to release {release!r}, which differs in: {', '.join(differs)}. Choose "
             "another name, or say new_release (--new-release); either spends. Or append the new rows (--append)."
         )
+    require_opt_outs(parts, request)
     return committed
 
 
@@ -140,8 +146,14 @@ def find_appendable(parts: Iterable[Part], request: Request) -> tuple[list[Part]
         ValueError: no such release, one that is unfinished, or one of another model, transform or configuration; people
             who opted out before and are not named now, or who are named now and have rows in it.
     """
+    parts = list(parts)
     latest = latest_release(parts, request.name)
     if not latest or latest[0].state != "committed" or any(part.state == "reserved" for part in latest):
+        if latest and latest[0].state in ("purged", "voided"):
+            raise ValueError(
+                f"append to {request.name!r}: release {latest[0].release!r} was {latest[0].state}. Draw another one "
+                "(--new-release), which spends again."
+            )
         state = f"release {latest[0].release!r} is not complete" if latest else "there is no release of that name"
         raise ValueError(f"append to {request.name!r}: {state}. See tools/ledger.py show; finish or void it first.")
     committed = [part for part in latest if part.state == "committed"]
@@ -151,7 +163,7 @@ def find_appendable(parts: Iterable[Part], request: Request) -> tuple[list[Part]
             "Append with what it was made with, or make a release of another name."
         )
     release = committed[0].release
-    require_opt_outs(committed, request)
+    require_opt_outs(parts, request)
     there = {pid for part in committed for pid in part.rows.values()}
     if late := sorted(there & set(request.opt_out)):
         raise ValueError(
@@ -162,13 +174,14 @@ def find_appendable(parts: Iterable[Part], request: Request) -> tuple[list[Part]
     return committed, [unit for unit in request.units if unit not in held]
 
 
-def require_opt_outs(parts: Sequence[Part], request: Request) -> None:
-    """Raise ValueError if people who opted out of these parts are not left out of the request."""
-    if forgotten := sorted({pid for part in parts for pid in part.opt_out} - set(request.opt_out)):
+def require_opt_outs(parts: Iterable[Part], request: Request) -> None:
+    """Raise ValueError if people who opted out of a release of the request's name are not left out of the request."""
+    opted = {pid: part.release for part in parts if part.name == request.name for pid in part.opt_out}
+    if forgotten := sorted(set(opted) - set(request.opt_out)):
         pids = ", ".join(map(str, forgotten))
         raise ValueError(
-            f"pid {pids} opted out of release {parts[0].release!r}, and is not named now. Name them again (--opt-out "
-            f"{pids.replace(',', '')}); who came back goes into a release of another name."
+            f"pid {pids} opted out of release {opted[forgotten[0]]!r}, and is not named now. Name them again "
+            f"(--opt-out {pids.replace(',', '')}); who came back goes into a release of another name."
         )
 
 

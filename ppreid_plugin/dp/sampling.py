@@ -16,6 +16,7 @@ from ppreid_plugin.dp.mechanisms import Mechanism
 
 Floats = npt.NDArray[np.float64]
 
+_MOST_EPSILON = 700.0
 _ROWS_A_CALL = 1024  # times 4096 codewords: 32 MiB of cosines
 
 
@@ -79,11 +80,31 @@ class SubsetSampler(Sampler):
             )
         self.arrays = codebook.arrays()
         if "codewords" in self.arrays or not mechanism.decodes_to_codewords:
-            self.arrays["codebook"] = mechanism.decoder.astype(np.float32)
+            self.arrays["codebook"] = self._decoder(mechanism.decoder)
 
     def charge(self, epsilon: float) -> Charge:
-        """Return the cost of a pure release."""
+        """Return the cost of a pure release.
+
+        Raises:
+            ValueError: an epsilon beyond which the exact sampler draws for minutes, and protects nothing.
+        """
+        if epsilon > _MOST_EPSILON:
+            raise ValueError(
+                f"epsilon is {epsilon:g}, must be <= {_MOST_EPSILON:g} for a mechanism that samples symbols exactly: "
+                "long before that every row gets its own symbol. Use a smaller one."
+            )
         return Charge(epsilon, 0.0)
+
+    @staticmethod
+    def _decoder(rows: Floats) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            single = rows.astype(np.float32)
+        if not np.isfinite(single).all():
+            raise ValueError(
+                f"the decoder of the codebook holds numbers up to {np.abs(rows).max():g}, which float32 does not. Fit "
+                "it on features of ordinary size."
+            )
+        return single
 
     def draw(self, rows: Floats, epsilon: float) -> dict[str, np.ndarray]:
         """Return ``symbols``, int64."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..dp.feature_files import load_arrays, require_arrays
 from ..dp.units import JUNK_PID
+from ..number_checks import whole_from
 from ..retrieval.checks import as_labels
 
 
@@ -143,7 +144,7 @@ def _load_labels(path: str) -> tuple[np.ndarray, np.ndarray]:
         labels = []
         for line in lines:
             try:
-                labels.append(np.array([int(line["pid"]), int(line["camid"])], dtype=np.int64))
+                labels.append(np.array([whole_from(line["pid"]), whole_from(line["camid"])], dtype=np.int64))
             except (TypeError, ValueError, OverflowError):
                 raise ValueError(
                     f"'{path}' line {lines.line_num}: pid {line['pid']!r}, camid {line['camid']!r}; must be whole "

@@ -9,7 +9,6 @@ Where there are scores enough, and Numba, :mod:`.counting_compiled` does the sam
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -109,8 +108,8 @@ def positive_ranks(
     Shape:
         (positives of the chunk,), by query, then by gallery index (not sorted), and (queries,).
     """
-    compiled = compiled_loop() if matches.num_scores >= COMPILED_FROM else None
     for first, scores in chunks:
+        compiled = compiled_loop(scores.dtype) if matches.num_scores >= COMPILED_FROM else None
         own = matches.of(first, len(scores))
         scores[own.ignoring, own.ignored] = np.nan  # NaN is above nothing, so these rows are never counted
         starts = np.concatenate([[0], np.cumsum(own.counts)])
@@ -118,7 +117,7 @@ def positive_ranks(
         if also is not None:
             for query in matched.tolist():
                 also(scores[query], own.positives[starts[query] : starts[query + 1]])
-        if compiled is not None and scores.dtype in (np.float32, np.float64):
+        if compiled is not None:
             ranks = compiled(scores, own.positives, starts, torch.get_num_threads())
             matched = matched[ranks[starts[matched]] == 0]  # those that it leaves
         else:
@@ -151,18 +150,34 @@ def _ranks_of(
 
 
 @cache
-def compiled_loop() -> CompiledRanks | None:
-    """Return the compiled loop if Numba is there and the loop right, else None, with a warning if Numba is there."""
-    if importlib.util.find_spec("numba") is None:
+def compiled_loop(dtype: np.dtype[np.floating]) -> CompiledRanks | None:
+    """Return the compiled loop if Numba is there and the loop right for such scores, else None.
+
+    A Numba that is there and does not work is told, once for each type of scores.
+    """
+    if dtype not in (np.float32, np.float64):
         return None
     try:
+        import numba
+
+        if getattr(numba.config, "DISABLE_JIT", 0):  # the loop would be run as Python
+            return None
         from ppreid_plugin.retrieval.counting_compiled import compiled_ranks
 
-        found = compiled_ranks(np.array([[2, 1, 2]], dtype=np.float32), np.array([1, 2]), np.array([0, 2]), 1).tolist()
+        found = compiled_ranks(np.array([[2, 1, 2]], dtype=dtype), np.array([1, 2]), np.array([0, 2]), 1).tolist()
         if found != [3, 2]:
             raise RuntimeError(f"it ranked {found} where it is [3, 2]")
+    except ModuleNotFoundError as error:
+        if error.name == "numba":
+            return None
+        _tell(error)
+        return None
     except Exception as error:  # a Numba that is not for this numpy, no compiler for this processor: many types
-        why = " ".join(str(error).split())[:200]
-        logger.warning("Ranks are counted without Numba, which takes longer: it does not work here (%s).", why)
+        _tell(error)
         return None
     return compiled_ranks
+
+
+def _tell(error: Exception) -> None:
+    why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    logger.warning("Ranks are counted without Numba, which takes longer: it does not work here (%s).", why)

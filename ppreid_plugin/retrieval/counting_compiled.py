@@ -7,8 +7,10 @@ write to. Our own formulation.
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -16,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ppreid_plugin.retrieval.checks import IntArray
+
+logger = logging.getLogger(__name__)
 
 MOST_POSITIVES = 256  # of a query; each is compared with all that is kept, which beyond is more than sorting it
 _BLOCK = 256  # scores whose comparisons stay in the processor's first cache, a multiple of 8
@@ -75,14 +79,21 @@ def _ranks(scores: Any, positives: Any, starts: Any, ranks: Any, first: int, sto
             ranks[number] = 1 + _above(kept[:own], score, True) + _above(kept[own:count], score, False)
 
 
-def _compiled() -> Any:
+@cache
+def _loop(dtype: np.dtype[np.floating]) -> Any:
+    """Return the loop for such scores, kept between processes where that works: a cut-off file must stop nothing."""
     try:
-        return numba.njit(nogil=True, cache=True)(_ranks)
-    except RuntimeError:  # no folder to keep it in
+        kept = numba.njit(nogil=True, cache=True)(_ranks)
+        kept(np.zeros((1, 1), dtype), np.zeros(1, np.int64), np.array([0, 1]), np.zeros(1, np.int64), 0, 1)
+    except Exception as error:  # no folder to keep it in, no room there, a file that is cut off or another's
+        logger.warning(
+            "Numba's file of a compiled loop cannot be used (%s), so it is compiled anew in each process. It lies in "
+            "'%s', or where NUMBA_CACHE_DIR says: delete what is there.",
+            " ".join(f"{type(error).__name__}: {error}".split())[:200],
+            Path(__file__).with_name("__pycache__"),
+        )
         return numba.njit(nogil=True)(_ranks)
-
-
-_loop = _compiled()
+    return kept
 
 
 def compiled_ranks(
@@ -97,7 +108,7 @@ def compiled_ranks(
         threads: how many may run at once.
     """
     ranks = np.zeros(len(positives), dtype=np.int64)
-    part = partial(_loop, scores, positives, starts, ranks)
+    part = partial(_loop(scores.dtype), scores, positives, starts, ranks)
     if threads < 2:
         part(0, len(scores))
         return ranks

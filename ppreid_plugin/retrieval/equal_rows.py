@@ -113,4 +113,5 @@ def _checksums(matrix: torch.Tensor, rows: IntArray) -> IntArray:
 def _sums(rows: torch.Tensor) -> torch.Tensor:
     words = torch.int32 if rows.element_size() == 4 else torch.int64
     odd = np.random.default_rng(0).integers(2**62, size=rows.shape[1]) * 2 + 1
+    rows = rows + 0.0  # -0 is 0
     return (rows.view(words).long() * torch.from_numpy(odd).to(rows.device)).sum(dim=1)

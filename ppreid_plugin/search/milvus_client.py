@@ -32,7 +32,8 @@ class MilvusConnection:
     def __init__(self, place: str, timeout_s: float) -> None:
         self._place, self._embedded = place, "://" not in place
         milvus = import_pymilvus(embedded=self._embedded)
-        for name in ("pymilvus", "milvus_lite"):  # they log what is raised too, with tracebacks
+        # they log what is raised too, with tracebacks, and the embedded server what pymilvus asks it for in vain
+        for name in ("pymilvus", "milvus_lite", *(("grpc._server",) if self._embedded else ())):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self.types = milvus.DataType
         token = "" if self._embedded else os.environ.get(TOKEN, "")

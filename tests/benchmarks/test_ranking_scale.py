@@ -34,7 +34,7 @@ from ppreid_plugin.retrieval.counting import compiled_loop
 arrays = [np.load(os.path.join(sys.argv[1], name + ".npy")) for name in ("q", "g", "qp", "gp", "qc", "gc")]
 people, rows = (np.random.default_rng(n).integers(0, 9, n) for n in (512, 2048))
 evaluate(arrays[0][:512], arrays[1][:2048], people, rows, people * 0, rows * 0 + 1, memory_mb=2)  # loads libraries
-compiled_loop()  # Numba, 141 MiB
+compiled_loop(np.dtype(np.float32))  # Numba, 141 MiB
 held = lambda what: int(next(line for line in open("/proc/self/status") if line.startswith(what)).split()[1]) / 1024
 resident = held("VmRSS")
 evaluate(*arrays)

@@ -82,7 +82,7 @@ from ppreid_plugin.retrieval import {what}
 from ppreid_plugin.retrieval.counting import compiled_loop
 case = [np.load(sys.argv[1])[f"arr_{{i}}"] for i in range({parts})]
 {what}(*(part[:200] for part in case))  # what libraries hold for themselves
-compiled_loop()
+compiled_loop(np.dtype(np.float32))
 open("/proc/self/clear_refs", "w").write("5")
 peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
 now = peak()

@@ -814,7 +814,7 @@ def test_what_an_append_left_elsewhere_is_found_and_purged(tmp_path):
 
 def test_the_map_of_an_append_is_not_written_into_the_earlier_folder(tmp_path):
     release(tmp_path, gallery(5), epsilon=4.0, out="short")
-    with pytest.raises(ValueError, match="truth_out lies inside the release 'short'"):
+    with pytest.raises(ValueError, match="short/truth.json', inside the release"):
         release(tmp_path, epsilon=4.0, out="long", append=True, truth_out="short/truth.json")
 
 
@@ -911,3 +911,204 @@ def test_a_scope_without_a_delta_says_that_it_admits_pure_mechanisms_only(tmp_pa
     with pytest.raises(BudgetExceeded, match="opened with delta 0, which admits pure mechanisms only; this one has"):
         release(tmp_path, ledger=ledger, epsilon=1.0)
     assert release(tmp_path, ledger=ledger, mechanism=subset(1.0)).manifest["pure"]
+
+
+# --- whose release lies where
+
+
+def _stopped_at(monkeypatch, at, folder, rows=None, **arguments):
+    """Release, interrupted at a step."""
+
+    def stop(step):
+        if step == at:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(release_module, "reached", stop)
+        release(folder, rows, epsilon=4.0, **arguments)
+
+
+def test_a_void_of_a_complete_append_puts_back_what_it_was_appended_to(tmp_path, monkeypatch):
+    first = release(tmp_path, gallery(5), epsilon=4.0)
+    _stopped_at(monkeypatch, "renamed", tmp_path, append=True)
+    void_release(open_ledger(tmp_path), "a-0001+1")
+    np.testing.assert_array_equal(load_release(tmp_path / "release").features, first.features)
+    assert verify_releases(open_ledger(tmp_path)) == ["a-0001+1: voided"]
+    assert release(tmp_path, gallery(5), epsilon=4.0).folder == first.folder  # free
+    assert sorted(os.listdir(tmp_path)) == ["ledger", "release"]
+
+
+def test_a_void_deletes_no_committed_release(tmp_path, monkeypatch):
+    release(tmp_path, gallery(5), epsilon=4.0)
+    _stopped_at(monkeypatch, "renamed", tmp_path, append=True)
+    (old,) = [folder for folder in tmp_path.iterdir() if folder.name.endswith(".old")]
+    shutil.rmtree(old)
+    with pytest.raises(ValueError, match=r"what it was appended to is not there any more.* finish a-0001\+1"):
+        void_release(open_ledger(tmp_path), "a-0001+1")
+    assert len(finish_release(open_ledger(tmp_path), "a-0001+1").row_ids) == 9
+
+
+def test_what_a_commit_left_is_deleted_by_the_next_request(tmp_path, monkeypatch):
+    release(tmp_path, gallery(5), epsilon=4.0)
+    _stopped_at(monkeypatch, "committed", tmp_path, append=True)
+    (finding,) = verify_releases(open_ledger(tmp_path))
+    assert finding.startswith("a-0001: as it was before an append it still lies in")
+    release(tmp_path, epsilon=4.0, append=True)
+    assert verify_releases(open_ledger(tmp_path)) == []
+    assert sorted(os.listdir(tmp_path)) == ["ledger", "release"]
+
+
+def test_releases_of_one_name_in_two_scopes_are_told_apart(tmp_path, monkeypatch):
+    other = open_ledger(tmp_path, scope="other")
+    _stopped_at(monkeypatch, "manifest written", tmp_path)
+    mine = release(tmp_path, epsilon=4.0, ledger=other)  # of the same name, to the same place
+    with pytest.raises(FileExistsError, match="holds something else than what a-0001 appends to"):
+        finish_release(open_ledger(tmp_path), "a-0001")
+    void_release(open_ledger(tmp_path), "a-0001")
+    np.testing.assert_array_equal(load_release(tmp_path / "release").features, mine.features)
+    assert verify_releases(other) == []
+    release(tmp_path, epsilon=4.0, name="a", new_release=True, out="third")
+    with pytest.raises(ValueError, match="release' holds another release than 'a-0002'"):
+        purge_release(open_ledger(tmp_path), "a-0002", tmp_path / "release")
+    assert (tmp_path / "release").exists()
+
+
+def test_a_forged_release_is_no_release_of_the_ledger(tmp_path):
+    stored = release(tmp_path, epsilon=4.0)
+    shutil.copytree(stored.folder, tmp_path / "forged")
+    manifest = json.loads((tmp_path / "forged/manifest.json").read_text())
+    for changes, message in (
+        ({"release": "a-0002", "epsilon": 0.1}, "its parts are not those of its name"),
+        ({"epsilon": 0.1}, "is not as release 'a-0001' was committed"),
+    ):
+        (tmp_path / "forged/manifest.json").write_text(json.dumps({**manifest, **changes}))
+        with pytest.raises(LedgerError, match=message):
+            verify_releases(open_ledger(tmp_path), [tmp_path / "forged"])
+    purge_release(open_ledger(tmp_path), "a-0001")
+    with pytest.raises(LedgerError, match="is not as release 'a-0001' was committed"):
+        verify_releases(open_ledger(tmp_path), [tmp_path / "forged"])
+    (tmp_path / "forged/manifest.json").write_bytes((json.dumps(manifest, indent=2) + "\n").encode())
+    found = verify_releases(open_ledger(tmp_path), [tmp_path / "forged"])
+    assert found == ["a-0001: purged", f"a-0001: purged, and lies in '{tmp_path / 'forged'}'"]
+
+
+def test_a_shorter_copy_is_a_finding_and_no_error(tmp_path):
+    release(tmp_path, gallery(5), epsilon=4.0, out="short")
+    release(tmp_path, epsilon=4.0, out="long", append=True)
+    found = [f"a-0001: as it was before an append it lies in '{tmp_path / 'short'}'"]
+    assert verify_releases(open_ledger(tmp_path), [tmp_path / "short"]) == found
+
+
+@pytest.mark.parametrize("spelling", ["release", "x/../release", "./release"])
+def test_a_purge_takes_its_folder_in_any_spelling(tmp_path, monkeypatch, spelling):
+    release(tmp_path, epsilon=4.0)
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert purge_release(open_ledger(tmp_path), "a-0001", spelling) == [tmp_path / "release"]
+    assert verify_releases(open_ledger(tmp_path)) == ["a-0001: purged"]
+
+
+def test_a_purge_of_what_is_not_there_records_nothing(tmp_path):
+    release(tmp_path, epsilon=4.0)
+    with pytest.raises(FileNotFoundError, match="mistyped' is not there, so nothing was purged"):
+        purge_release(open_ledger(tmp_path), "a-0001", tmp_path / "mistyped")
+    assert verify_releases(open_ledger(tmp_path)) == []
+
+
+@pytest.mark.parametrize("what", ["purge", "void"])
+def test_a_deletion_that_was_cut_off_goes_on(tmp_path, monkeypatch, what):
+    if what == "purge":
+        release(tmp_path, epsilon=4.0)
+    else:
+        _stopped_at(monkeypatch, "renamed", tmp_path)
+    end = purge_release if what == "purge" else void_release
+    deleted = shutil.rmtree
+
+    def cut_off(folder, *arguments, **options):
+        if str(folder).endswith(".del") and os.path.exists(folder):
+            os.unlink(os.path.join(folder, "manifest.json"))
+            raise KeyboardInterrupt
+        deleted(folder, *arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", cut_off)
+        end(open_ledger(tmp_path), "a-0001")
+    end(open_ledger(tmp_path), "a-0001")
+    assert os.listdir(tmp_path) == ["ledger"]
+
+
+# --- what is asked for again
+
+
+@pytest.mark.parametrize("end", ["voided", "purged"])
+def test_a_draw_that_is_gone_does_not_hide_the_one_before(tmp_path, monkeypatch, end):
+    first = release(tmp_path, gallery(5), epsilon=4.0)
+    if end == "voided":
+        _stopped_at(monkeypatch, "drawn", tmp_path, gallery(5), new_release=True, out="second")
+        void_release(open_ledger(tmp_path), "a-0002")
+    else:
+        release(tmp_path, gallery(5), epsilon=4.0, new_release=True, out="second")
+        purge_release(open_ledger(tmp_path), "a-0002")
+    spent = open_ledger(tmp_path).total("image:r1")
+    assert release(tmp_path, gallery(5), epsilon=4.0).folder == first.folder
+    assert release(tmp_path, epsilon=4.0, append=True).manifest["release"] == "a-0001"
+    assert open_ledger(tmp_path).total("image:r1") == spent
+
+
+def test_who_opted_out_of_a_later_draw_is_not_published_by_an_earlier_one(tmp_path):
+    release(tmp_path, epsilon=4.0)
+    release(tmp_path, epsilon=4.0, new_release=True, out="second", opt_out=(3,))
+    purge_release(open_ledger(tmp_path), "a-0002")
+    with pytest.raises(ValueError, match="pid 3 opted out of release 'a-0002', and is not named now"):
+        release(tmp_path, epsilon=4.0)
+
+
+def test_an_opt_out_is_kept_by_an_append_that_adds_nothing(tmp_path):
+    few = take(gallery(), range(6))
+    release(tmp_path, few, epsilon=4.0)
+    records = len(open_ledger(tmp_path).records())
+    release(tmp_path, few, epsilon=4.0, append=True, opt_out=(3,))
+    assert len(open_ledger(tmp_path).records()) == records + 1
+    release(tmp_path, few, epsilon=4.0, append=True, opt_out=(3,))  # on record
+    assert len(open_ledger(tmp_path).records()) == records + 1
+    with pytest.raises(ValueError, match="pid 3 opted out of release 'a-0001', and is not named now"):
+        release(tmp_path, epsilon=4.0, append=True)
+    release(tmp_path, epsilon=4.0, append=True, opt_out=(3,))
+    held = {pid for part in open_ledger(tmp_path).parts().values() for pid in part.rows.values()}
+    assert held == {0, 1, 2, 4}
+
+
+def test_a_reservation_that_fails_after_its_record_is_told(tmp_path, monkeypatch, caplog):
+    ledger = open_ledger(tmp_path)
+    ledger.open()
+    written = Journal._write_head
+
+    def full(self, seq, mac):
+        if seq == 1:
+            raise OSError(28, "No space left on device")
+        written(self, seq, mac)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(Journal, "_write_head", full)
+        release(tmp_path, epsilon=4.0, ledger=ledger)
+    assert "what it reserved stays spent" in caplog.text
+    void_release(open_ledger(tmp_path), "a-0001")
+
+
+def test_a_map_takes_the_place_of_no_other(tmp_path, monkeypatch, caplog):
+    def another(step):
+        if step == "drawn":
+            (tmp_path / "truth.json").write_text("another's")
+
+    monkeypatch.setattr(release_module, "reached", another)
+    release(tmp_path, epsilon=4.0, truth_out="truth.json")
+    assert (tmp_path / "truth.json").read_text() == "another's"
+    (mine,) = tmp_path.glob("truth.json.a-0001.*")
+    assert json.loads(mine.read_text())["reservation"] == "a-0001"
+    assert mine.name in caplog.text
+
+
+def test_an_epsilon_that_symbols_are_not_drawn_at_spends_nothing(tmp_path):
+    with pytest.raises(ValueError, match="epsilon is 1e\\+06, must be <= 700"):
+        release(tmp_path, mechanism=subset(1e6), ledger=open_ledger(tmp_path, epsilon=1e9))
+    assert not open_ledger(tmp_path, epsilon=1e9).parts()

@@ -368,8 +368,20 @@ def test_load_gives_what_was_released(tmp_path):
         ),
         (lambda f: rewrite(f, lambda m: m.update(version=2)), ValueError, "has version 2; this program reads 1"),
         (lambda f: rewrite(f, lambda m: m.pop("unit")), ValueError, "lacks unit"),
-        (lambda f: rewrite(f, lambda m: m.update(epsilon=0)), ValueError, "epsilon is 0, must be a number > 0"),
-        (lambda f: rewrite(f, lambda m: m.update(delta="x")), ValueError, "delta is 'x', must be a number >= 0"),
+        (lambda f: rewrite(f, lambda m: m.update(epsilon=0)), ValueError, "epsilon is 0, must be a finite number > 0"),
+        (
+            lambda f: rewrite(f, lambda m: m.update(epsilon=float("nan"))),
+            ValueError,
+            "epsilon is nan, must be a finite",
+        ),
+        (lambda f: rewrite(f, lambda m: m.update(delta=1.0)), ValueError, r"delta is 1.0, must be .* in \[0, 1\)"),
+        (lambda f: rewrite(f, lambda m: m.update(scope="s")), ValueError, "is malformed: scope is 's'"),
+        (lambda f: rewrite(f, lambda m: m.update(expires=3)), ValueError, "is malformed: expires is 3"),
+        (
+            lambda f: rewrite(f, lambda m: m.update(delta="x")),
+            ValueError,
+            r"delta is 'x', must be a finite number in \[0, 1\)",
+        ),
         (lambda f: rewrite(f, lambda m: m.update(rows=8)), ValueError, "rows is 8, features holds 9"),
         (lambda f: rewrite(f, lambda m: m["parts"].pop()), ValueError, r"rows is 9, its parts hold \[\]"),
         (lambda f: rewrite(f, lambda m: m["parts"][0].pop("rows")), ValueError, "is malformed"),
@@ -445,7 +457,10 @@ def test_an_expired_release_loads_with_a_warning(tmp_path, caplog):
         ({"truth_out": "release/truth.json"}, ValueError, "truth_out lies inside the release"),
         ({"truth_out": "taken"}, FileExistsError, "taken' exists already"),
         ({"out": "ledger/release"}, ValueError, "out is .*ledger/release', in the ledger's folder: that is to be kept"),
-        ({"truth_out": "ledger/ledger.key/t.json"}, ValueError, "truth_out is .*, where nothing can be written"),
+        ({"truth_out": "/proc/t.json"}, ValueError, "truth_out is .*, where nothing can be written"),
+        ({"truth_out": "ledger/s.jsonl"}, ValueError, "truth_out is .*, in the ledger's folder: it could take the"),
+        ({"truth_out": "t" * 248}, ValueError, "where nothing can be written .File name too long"),
+        ({"out": "r" * 240}, ValueError, "where nothing can be written .File name too long"),
         ({"out": "/proc/release"}, ValueError, "out is '/proc/release', where nothing can be written"),
         ({"out": "taken"}, FileExistsError, "taken' exists already, and a release overwrites nothing"),
         ({"epsilon": 17.0}, BudgetExceeded, "9 of 9 units have spent epsilon 0.00 of 16.00"),
@@ -529,3 +544,17 @@ def test_a_date_that_is_over_is_refused():
 def test_features_without_columns_are_refused():
     with pytest.raises(ValueError, match=r"features has shape \(2, 0\), must have at least one column"):
         GalleryRows(np.empty((2, 0)), ["a", "b"], np.array([1, 2]), np.array([0, 0]))
+
+
+def test_a_decoder_that_float32_does_not_hold_spends_nothing(tmp_path):
+    mechanism = subset(12.0, decoder=np.full((20, DIM), 1e300))
+    with pytest.raises(ValueError, match="the decoder of the codebook holds numbers up to 1e\\+300"):
+        release(tmp_path, mechanism=mechanism)
+    assert not (tmp_path / "release").exists()
+
+
+def test_a_pid_or_camera_named_twice_makes_no_other_release(tmp_path):
+    first = release(tmp_path, epsilon=4.0, cameras=(0, 1))
+    again = release(tmp_path, epsilon=4.0, cameras=(1, 0, 1), background_pids=(0, 0))
+    assert again.folder == first.folder
+    assert len(open_ledger(tmp_path).parts()) == 1

@@ -179,7 +179,8 @@ def test_release_show_verify_purge(saved, capsys, kind):
     assert (code, out) == (0, "Scope 'market': 3 records, the chain is whole.\n")
     code, out, err = run(commands.ledger_command, ["purge", "a-0001", "--scope", "market"], capsys)
     assert code == 0
-    assert out.startswith("Deleted a-0001; what it spent stays spent. Its people are still in maps (--truth-out)")
+    gone = f"Deleted a-0001 in '{Path('release').absolute()}'; what it spent stays spent. Its people are still in maps"
+    assert out.startswith(gone)
     assert not Path("release").exists()
 
 
@@ -193,7 +194,7 @@ def test_a_second_purge_says_that_nothing_is_left_and_records_nothing(saved, cap
     assert run(commands.ledger_command, purge, capsys) == again
     code, out, _ = run(commands.ledger_command, [*purge, "--release", "copy"], capsys)
     assert code == 0
-    assert out.startswith("Deleted a-0001; what it spent stays spent. Its people are still in maps (--truth-out)")
+    assert out.startswith(f"Deleted a-0001 in '{Path('copy').absolute()}'; what it spent stays spent.")
     assert not Path("copy").exists()
     assert Path("ledger/market.jsonl").read_bytes() == before
     assert run(commands.release_command, arguments("--new-release", budget="16"), capsys)[0] == 0
@@ -206,7 +207,7 @@ def test_a_purge_that_was_cut_off_before_its_record_is_recorded(saved, capsys):
     shutil.rmtree("release")
     code, out, _ = run(commands.ledger_command, ["purge", "a-0001", "--scope", "market"], capsys)
     assert code == 0
-    assert out.startswith("Deleted a-0001; what it spent stays spent. Its people are still in maps (--truth-out)")
+    assert out.startswith("Recorded a-0001 as purged; nothing lay where it was written: delete copies by hand; what")
     _, out, _ = run(commands.ledger_command, ["show", "--scope", "market"], capsys)
     assert "a-0001: purged" in out
 
@@ -345,6 +346,7 @@ def test_list(capsys, what, name):
         ),
         (arguments("--budgets", "1:2"), "--budgets is '1:2', must be PID=EPSILON pairs"),
         (arguments("--opt-out", "1", "77"), "--opt-out has pid 77, of which the gallery has no row. Check the number"),
+        (arguments("--budgets", "1=1e-9", "--dry-run"), "is 1e-09 and delta 1e-05; a Gaussian release needs"),
         (arguments("--budgets", "77=2"), "--budgets has pid 77, of which the gallery has no row"),
         (arguments("--cameras", "0", "9"), "--cameras has camid 9, of which the gallery has no row"),
         (arguments("--codewords", "20"), "--codewords is for mechanisms with a codebook; 'gaussian' has none"),

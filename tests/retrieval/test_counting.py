@@ -2,7 +2,10 @@
 
 import importlib.util
 import logging
+import os
+import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import torch
 from ppreid_plugin.retrieval import counting, evaluate, evaluate_distances
 from ppreid_plugin.retrieval.counting import Matches, compiled_loop, positive_ranks
 
+SINGLE = np.dtype(np.float32)
 no_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="no Numba")
 
 
@@ -55,13 +59,13 @@ def test_ranks_are_those_of_a_stable_sort(dtype, columns, levels):
     chunk = random_chunk(rng, 23, columns, min(columns, 9), dtype, levels)
     expected = sorted_ranks(*chunk)
     for threads in (1, 2, 30):  # more than there are queries, too
-        np.testing.assert_array_equal(compiled_loop()(*chunk, threads), expected)
+        np.testing.assert_array_equal(compiled_loop(chunk[0].dtype)(*chunk, threads), expected)
 
 
 @no_numba
 def test_infinities_are_scores_like_others():
     scores = np.array([[np.inf, -np.inf, 0.0, -np.inf, np.nan, np.inf]], dtype=np.float32)
-    ranks = compiled_loop()(scores, np.array([1, 3, 5]), np.array([0, 3]), 1)
+    ranks = compiled_loop(scores.dtype)(scores, np.array([1, 3, 5]), np.array([0, 3]), 1)
     np.testing.assert_array_equal(ranks, [4, 5, 2])
 
 
@@ -74,7 +78,7 @@ def test_a_query_of_very_many_positives_is_left_to_the_sort(monkeypatch):
     chunk = rng.normal(size=(2, len(pids))).astype(np.float32)
     matches = Matches(np.array([0, 1]), pids, np.zeros(2, int), np.ones(len(pids), int), exclude_same_camera=True)
     own = matches.of(0, 2)
-    ranks = compiled_loop()(chunk, own.positives, np.concatenate([[0], np.cumsum(own.counts)]), 1)
+    ranks = compiled_loop(chunk.dtype)(chunk, own.positives, np.concatenate([[0], np.cumsum(own.counts)]), 1)
     assert not ranks[: MOST_POSITIVES + 1].any()
     assert ranks[MOST_POSITIVES + 1 :].all()
     ((plain, counts),) = positive_ranks([(0, chunk.copy())], matches)
@@ -113,8 +117,8 @@ def test_figures_do_not_depend_on_who_counts(monkeypatch, protocol, dtype, threa
 def test_the_compiled_count_is_used_from_its_size_on(monkeypatch):
     case = large_case()
     used = []
-    real = compiled_loop()
-    monkeypatch.setattr(counting, "compiled_loop", lambda: lambda *of: used.append(of[0].shape) or real(*of))
+    real = compiled_loop(np.dtype(np.float32))
+    monkeypatch.setattr(counting, "compiled_loop", lambda dtype: lambda *of: used.append(of[0].shape) or real(*of))
     evaluate(*case)
     assert not used
     monkeypatch.setattr(counting, "COMPILED_FROM", 150 * 3000)
@@ -124,29 +128,70 @@ def test_the_compiled_count_is_used_from_its_size_on(monkeypatch):
 
 
 def test_without_numba_nothing_is_said(monkeypatch, caplog, fresh_loop):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "numba", None)
     with caplog.at_level(logging.DEBUG):
-        assert compiled_loop() is None
+        assert compiled_loop(SINGLE) is None
     assert not caplog.records
 
 
-def test_a_numba_that_does_not_work_is_told_once(monkeypatch, caplog, fresh_loop):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "ppreid_plugin.retrieval.counting_compiled", raising=False)
+@pytest.mark.parametrize("numba", [types.ModuleType("numba"), None])
+def test_a_numba_that_does_not_work_is_told_once(monkeypatch, caplog, fresh_loop, numba):
+    if numba is None:
+        pytest.importorskip("numba")
+        monkeypatch.setitem(sys.modules, "ppreid_plugin.retrieval.counting_compiled", types.ModuleType("empty"))
+    else:
+        monkeypatch.setitem(sys.modules, "numba", numba)  # a stub
     monkeypatch.setattr(counting, "COMPILED_FROM", 0)
     case = large_case()
-    found = [evaluate_distances(np.ones((150, 3000)), *case[2:]).mAP for _ in range(2)]
+    found = [evaluate_distances(np.ones((150, 3000), np.float32), *case[2:]).mAP for _ in range(2)]
     assert found[0] == found[1]
     (record,) = caplog.records
     assert "without Numba" in record.message
-    assert "numba" in record.message
 
 
+@no_numba
 def test_a_loop_that_counts_wrongly_is_not_used(monkeypatch, caplog, fresh_loop):
-    pytest.importorskip("numba")
     from ppreid_plugin.retrieval import counting_compiled
 
     monkeypatch.setattr(counting_compiled, "compiled_ranks", lambda *of: np.array([2, 2]))
-    assert compiled_loop() is None
+    assert compiled_loop(SINGLE) is None
     assert "it ranked [2, 2] where it is [3, 2]" in caplog.text
+
+
+@no_numba
+def test_a_loop_that_would_run_as_python_is_not_used(monkeypatch, caplog, fresh_loop):
+    import numba
+
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    assert compiled_loop(SINGLE) is None
+    assert not caplog.records
+
+
+PROGRAM = """
+import logging, sys
+import numpy as np
+from ppreid_plugin.retrieval.counting import compiled_loop
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+loop = compiled_loop(np.dtype(np.float64))
+print(loop(np.array([[1.0, 3.0, 2.0]]), np.array([0, 2]), np.array([0, 2]), 1).tolist())
+"""
+
+
+@no_numba
+def test_a_compiled_file_that_is_cut_off_stops_nothing_and_is_named(tmp_path):
+    def run(cache):
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=environment
+        )
+        return done.stdout.splitlines()
+
+    assert run(tmp_path) == ["[3, 2]"]
+    kept = list(tmp_path.rglob("*.nbc"))
+    assert kept
+    for file in kept:
+        file.write_bytes(file.read_bytes()[:1000])
+    warning, ranks = run(tmp_path)
+    assert ranks == "[3, 2]"
+    assert "compiled anew in each process" in warning
+    assert "NUMBA_CACHE_DIR" in warning

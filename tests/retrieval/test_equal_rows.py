@@ -93,3 +93,9 @@ def test_distances_of_equal_items_tie_where_neighbors_are_listed(metric, columns
             assert torch.equal(rows, rows[:, first])
             rows = distances.rows(start, min(start + step, distances.num_items), first=37)
             assert torch.equal(rows, rows[:, first])
+
+
+def test_minus_zero_is_zero():
+    matrix = torch.tensor([[0.0, 1.0], [-0.0, 1.0], [0.0, -1.0]])
+    equal = EqualRows(matrix)
+    assert (equal.later.tolist(), equal.first.tolist()) == ([1], [0])

@@ -259,7 +259,7 @@ def other_metric(folder):
         (folder_of_features, FileNotFoundError, "holds no manifest.json: it is not a release"),
         (without_manifest, FileNotFoundError, "holds no manifest.json: it is not a release"),
         (changed_arrays, ValueError, r"is not the file that manifest.json names \(SHA-256 differs\)"),
-        (edited_manifest, ValueError, "manifest.json: epsilon is -1.0, must be a number > 0"),
+        (edited_manifest, ValueError, "manifest.json: epsilon is -1.0, must be a finite number > 0"),
         (other_metric, ValueError, "asks for metric 'euclidean'; there is: cosine"),
         (lambda folder: folder / "nowhere", FileNotFoundError, "holds no manifest.json"),
     ],
