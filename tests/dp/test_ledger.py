@@ -967,9 +967,9 @@ def test_releases_of_one_name_in_two_scopes_are_told_apart(tmp_path, monkeypatch
     void_release(open_ledger(tmp_path), "a-0001")
     np.testing.assert_array_equal(load_release(tmp_path / "release").features, mine.features)
     assert verify_releases(other) == []
-    release(tmp_path, epsilon=4.0, name="a", new_release=True, out="third")
-    with pytest.raises(ValueError, match="release' holds another release than 'a-0002'"):
-        purge_release(open_ledger(tmp_path), "a-0002", tmp_path / "release")
+    with pytest.raises(ValueError, match="release' holds another release than 'a-0001'"):
+        purge_release(open_ledger(tmp_path), "a-0001", tmp_path / "release")
+    assert purge_release(open_ledger(tmp_path), "a-0001") is None
     assert (tmp_path / "release").exists()
 
 
@@ -1061,6 +1061,28 @@ def test_who_opted_out_of_a_later_draw_is_not_published_by_an_earlier_one(tmp_pa
     purge_release(open_ledger(tmp_path), "a-0002")
     with pytest.raises(ValueError, match="pid 3 opted out of release 'a-0002', and is not named now"):
         release(tmp_path, epsilon=4.0)
+
+
+def test_an_opt_out_of_one_name_is_none_of_another(tmp_path):
+    release(tmp_path, epsilon=4.0, opt_out=(3,))
+    for _ in range(2):
+        assert len(release(tmp_path, epsilon=4.0, name="b", out="b").row_ids) == 9
+
+
+def test_a_link_to_nothing_takes_no_release_and_spends_nothing(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(FileExistsError, match="link' exists already"):
+        release(tmp_path, epsilon=4.0, out="link")
+    assert not open_ledger(tmp_path).parts()
+
+
+def test_an_append_behind_a_link_goes_where_the_link_shows(tmp_path):
+    release(tmp_path, gallery(5), epsilon=4.0)
+    (tmp_path / "release").rename(tmp_path / "moved")
+    (tmp_path / "release").symlink_to(tmp_path / "moved")
+    assert release(tmp_path, epsilon=4.0, append=True).folder == tmp_path / "moved"
+    assert len(load_release(tmp_path / "release").row_ids) == 9
+    assert purge_release(open_ledger(tmp_path), "a-0001") == [tmp_path / "moved"]
 
 
 def test_an_opt_out_is_kept_by_an_append_that_adds_nothing(tmp_path):
