@@ -92,9 +92,9 @@ def purge_release(ledger: Ledger, release: str, folder: str | Path | None = None
             state = "was interrupted; finish or void it first" if parts else "is not in the ledger"
             raise ValueError(f"release {release!r} {state}. See tools/ledger.py show.")
         written = [Path(part.folder) for part in reversed(parts)]  # the last, and what an append left elsewhere
-        if folder and not Path(folder).exists():
-            raise FileNotFoundError(f"'{folder}' is not there, so nothing was purged. Name the folder of {release!r}.")
         place = (Path(folder) if folder else written[0]).resolve()
+        if folder and not place.exists() and not any(_rest(place, part).exists() for part in parts):
+            raise FileNotFoundError(f"'{folder}' is not there, so nothing was purged. Name the folder of {release!r}.")
         recorded = all(part.state != "committed" for part in parts)
         found = []
         for one in dict.fromkeys([place, *(path.resolve() for path in written)]):
@@ -105,7 +105,7 @@ def purge_release(ledger: Ledger, release: str, folder: str | Path | None = None
             elif one == place and (folder or not recorded):  # else a later release was written to its place
                 raise ValueError(f"'{one}' holds another release than {release!r}. Name its folder.")
         for part in parts:
-            for path in (Path(part.folder), *found):
+            for path in dict.fromkeys([place, Path(part.folder), *found]):
                 _remove_rest(path, part)
                 shutil.rmtree(old_folder(path, part), ignore_errors=True)
         for one in found:

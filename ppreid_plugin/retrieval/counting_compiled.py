@@ -108,6 +108,7 @@ def compiled_ranks(
         threads: how many may run at once.
     """
     ranks = np.zeros(len(positives), dtype=np.int64)
+    scores = np.ascontiguousarray(scores)  # rows are read, and another layout would be compiled anew
     part = partial(_loop(scores.dtype), scores, positives, starts, ranks)
     if threads < 2:
         part(0, len(scores))

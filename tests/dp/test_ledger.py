@@ -1015,13 +1015,23 @@ def test_a_purge_of_what_is_not_there_records_nothing(tmp_path):
     assert verify_releases(open_ledger(tmp_path)) == []
 
 
-@pytest.mark.parametrize("what", ["purge", "void"])
+@pytest.mark.parametrize("what", ["purge", "purge of a copy", "void"])
 def test_a_deletion_that_was_cut_off_goes_on(tmp_path, monkeypatch, what):
-    if what == "purge":
-        release(tmp_path, epsilon=4.0)
-    else:
+    if what == "void":
         _stopped_at(monkeypatch, "renamed", tmp_path)
-    end = purge_release if what == "purge" else void_release
+    else:
+        release(tmp_path, epsilon=4.0)
+
+    def end(ledger, name):
+        if what == "void":
+            void_release(ledger, name)
+        elif what == "purge":
+            purge_release(ledger, name)
+        else:
+            purge_release(ledger, name, tmp_path / "moved")
+
+    if what == "purge of a copy":
+        (tmp_path / "release").rename(tmp_path / "moved")
     deleted = shutil.rmtree
 
     def cut_off(folder, *arguments, **options):

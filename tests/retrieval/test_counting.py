@@ -63,6 +63,14 @@ def test_ranks_are_those_of_a_stable_sort(dtype, columns, levels):
 
 
 @no_numba
+def test_rows_of_any_layout():
+    chunk = random_chunk(np.random.default_rng(3), 9, 600, 9, np.float32, 0)
+    expected = sorted_ranks(*chunk)
+    for scores in (np.asfortranarray(chunk[0]), np.repeat(chunk[0], 2, axis=1)[:, ::2]):
+        np.testing.assert_array_equal(compiled_loop(SINGLE)(scores, *chunk[1:], 2), expected)
+
+
+@no_numba
 def test_infinities_are_scores_like_others():
     scores = np.array([[np.inf, -np.inf, 0.0, -np.inf, np.nan, np.inf]], dtype=np.float32)
     ranks = compiled_loop(scores.dtype)(scores, np.array([1, 3, 5]), np.array([0, 3]), 1)
