@@ -128,6 +128,11 @@ class ReleasePlan:
         self._features = unit_features(transformed(self.transform, self.gallery.features), self.units)
         self.sampler = release_sampler(self.mechanism, self._features.shape[1])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the released rows, where they are rows."""
+        return int(4 * self._features.size)
+
     @cached_property
     def epsilons(self) -> npt.NDArray[np.float64]:
         """Budget of each unit."""

@@ -103,6 +103,10 @@ def purge_release(ledger: Ledger, release: str, folder: str | Path | None = None
             if (_last_part(one) if folder is None or one != place else _last_part_of_whole(one)) in _keys(parts):
                 found.append(one)
             elif one == place and (folder or not recorded):  # else a later release was written to its place
+                if _last_part(one) is None:
+                    raise ValueError(
+                        f"'{one}' holds no whole release. If it is what is left of {release!r}, delete it by hand first."
+                    )
                 raise ValueError(f"'{one}' holds another release than {release!r}. Name its folder.")
         for part in parts:
             for path in dict.fromkeys([place, Path(part.folder), *found]):
@@ -206,7 +210,10 @@ def _last_part(folder: Path) -> tuple[str, str] | None:
 
 
 def _last_part_of_whole(folder: Path) -> tuple[str, str] | None:
-    load_release(folder)
+    try:
+        load_release(folder)
+    except (OSError, ValueError) as error:
+        raise type(error)(f"{error} To purge what is left of a release, delete '{folder}' by hand first.") from None
     return _last_part(folder)
 
 

@@ -142,6 +142,7 @@ def draw_release(
         for name, path in (("out", out), ("truth_out", truth)):
             if path is not None:
                 _require_writable(name, path, f".{request.name}-0000+0000.00000000.tmp")
+        _require_room(out, plan, earlier)
         part = None
         # still under the lock: whoever finds a reservation without a commit knows that its process is gone
         try:
@@ -325,6 +326,19 @@ def _require_writable(name: str, path: Path, ending: str) -> None:
             f"{name} is '{path}', where nothing can be written ({error.strerror or error}). Nothing was spent. Name "
             "another place."
         ) from None
+
+
+def _require_room(out: Path, plan: ReleasePlan, earlier: Release | None) -> None:
+    """Raise ValueError if the disk is too full for the release; symbols are small and not looked at."""
+    if plan.sampler.arrays:
+        return
+    held = sum(array.nbytes for array in earlier.arrays.values()) if earlier is not None else 0
+    needed, free = plan.nbytes + held, shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise ValueError(
+            f"out is '{out}', where {free / 2**20:.1f} MiB are free, and the release takes {needed / 2**20:.1f}. "
+            "Nothing was spent. Make room, or name another place."
+        )
 
 
 def _check_free(*paths: Path | None) -> None:

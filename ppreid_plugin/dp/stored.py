@@ -120,7 +120,8 @@ def load_stored(parts: Sequence[Part], out: Path) -> Release:
     for folder in dict.fromkeys([out, Path(parts[-1].folder)]):
         if (folder / MANIFEST).is_file():
             release = load_release(folder)
-            if release.manifest["release"] == parts[0].release:
+            last = release.manifest["parts"][-1] if release.manifest["parts"] else {}
+            if last.get("ledger_head") in {part.mac for part in parts}:  # else another scope's, or another ledger's
                 written = sha256((folder / MANIFEST).read_bytes())
                 if written in {part.manifest for part in parts[:-1]}:
                     continue  # the shorter release, which an append left where it was

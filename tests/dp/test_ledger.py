@@ -1050,6 +1050,34 @@ def test_a_deletion_that_was_cut_off_goes_on(tmp_path, monkeypatch, what):
 # --- what is asked for again
 
 
+def test_another_scopes_release_of_the_name_hides_the_own_one_not(tmp_path):
+    other = release(tmp_path, epsilon=4.0, out="other", ledger=open_ledger(tmp_path, scope="other"))
+    mine = release(tmp_path, epsilon=4.0)
+    assert release(tmp_path, epsilon=4.0, out="other").folder == mine.folder
+    assert load_release(other.folder).manifest == other.manifest
+
+
+def test_a_full_disk_spends_nothing(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=500))
+    with pytest.raises(ValueError, match="release', where 0.0 MiB are free, and the release takes 0.0"):
+        release(tmp_path, epsilon=4.0)
+    assert not open_ledger(tmp_path).parts()
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=9 * 16 * 4))
+    release(tmp_path, epsilon=4.0)
+
+
+def test_what_is_left_of_a_release_is_to_be_deleted_by_hand(tmp_path):
+    release(tmp_path, epsilon=4.0)
+    (tmp_path / "release/manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no manifest.json.* delete '.*release' by hand first"):
+        purge_release(open_ledger(tmp_path), "a-0001", tmp_path / "release")
+    with pytest.raises(
+        ValueError, match="holds no whole release. If it is what is left of 'a-0001', delete it by hand"
+    ):
+        purge_release(open_ledger(tmp_path), "a-0001")
+
+
 @pytest.mark.parametrize("end", ["voided", "purged"])
 def test_a_draw_that_is_gone_does_not_hide_the_one_before(tmp_path, monkeypatch, end):
     first = release(tmp_path, gallery(5), epsilon=4.0)
