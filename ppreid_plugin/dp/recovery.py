@@ -105,7 +105,8 @@ def purge_release(ledger: Ledger, release: str, folder: str | Path | None = None
             elif one == place and (folder or not recorded):  # else a later release was written to its place
                 if _last_part(one) is None:
                     raise ValueError(
-                        f"'{one}' holds no whole release. If it is what is left of {release!r}, delete it by hand first."
+                        f"'{one}' holds no whole release. If it is what is left of {release!r}, delete it by hand "
+                        "first."
                     )
                 raise ValueError(f"'{one}' holds another release than {release!r}. Name its folder.")
         for part in parts:
