@@ -256,7 +256,7 @@ class ReleasePlan:
         budgets, common = self.terms.budgets, self.mechanism.epsilon
         described = self.sampler.describe(common)
         levels, counts = np.unique([budgets.get(pid, common) for pid in pids], return_counts=True)
-        charge = [self.sampler.charge(float(level)) for level in levels][-1]
+        *_, charge = (self.sampler.charge(float(level)) for level in levels)  # of the largest; all are checked
         rows_of_people = Counter(pid for pid in pids if pid not in self.terms.background_pids).values()
         return {
             "mechanism": described,

@@ -12,7 +12,7 @@ from typing import Any
 from ppreid_plugin.dp.journal import LedgerError
 from ppreid_plugin.dp.ledger import Ledger
 from ppreid_plugin.dp.manifest import sha256
-from ppreid_plugin.dp.release import commit_in_place, old_folder, set_in_place, temporary_folder
+from ppreid_plugin.dp.release import commit_in_place, old_folder, rest_folder, set_in_place, temporary_folder
 from ppreid_plugin.dp.reservations import Part
 from ppreid_plugin.dp.stored import MANIFEST, Release, load_release
 
@@ -93,17 +93,21 @@ def purge_release(ledger: Ledger, release: str, folder: str | Path | None = None
             raise ValueError(f"release {release!r} {state}. See tools/ledger.py show.")
         written = [Path(part.folder) for part in reversed(parts)]  # the last, and what an append left elsewhere
         place = (Path(folder) if folder else written[0]).resolve()
-        if folder and not place.exists() and not any(_rest(place, part).exists() for part in parts):
+        if folder and not place.exists() and not any(rest_folder(place, part).exists() for part in parts):
             raise FileNotFoundError(f"'{folder}' is not there, so nothing was purged. Name the folder of {release!r}.")
         recorded = all(part.state != "committed" for part in parts)
+        keys = {(part.reservation, part.mac) for part in parts}  # a name alone may be another scope's
         found = []
         for one in dict.fromkeys([place, *(path.resolve() for path in written)]):
             if not one.exists():
                 continue
-            if (_last_part(one) if folder is None or one != place else _last_part_of_whole(one)) in _keys(parts):
+            if folder and one == place:
+                _require_whole(one)
+            last = _last_part(one)
+            if last in keys:
                 found.append(one)
             elif one == place and (folder or not recorded):  # else a later release was written to its place
-                if _last_part(one) is None:
+                if last is None:
                     raise ValueError(
                         f"'{one}' holds no whole release. If it is what is left of {release!r}, delete it by hand "
                         "first."
@@ -196,11 +200,6 @@ def _open_part(ledger: Ledger, reservation: str) -> Part:
     return part
 
 
-def _keys(parts: Iterable[Part]) -> set[tuple[str, str]]:
-    """Return what tells reservations of any scope and ledger apart: a name alone is one scope's."""
-    return {(part.reservation, part.mac) for part in parts}
-
-
 def _last_part(folder: Path) -> tuple[str, str] | None:
     """Return the key of the last part of the release in a folder; None: there is none that can be read."""
     try:
@@ -210,12 +209,11 @@ def _last_part(folder: Path) -> tuple[str, str] | None:
         return None
 
 
-def _last_part_of_whole(folder: Path) -> tuple[str, str] | None:
+def _require_whole(folder: Path) -> None:
     try:
         load_release(folder)
     except (OSError, ValueError) as error:
         raise type(error)(f"{error} To purge what is left of a release, delete '{folder}' by hand first.") from None
-    return _last_part(folder)
 
 
 def _is_whole(folder: Path) -> bool:
@@ -232,15 +230,11 @@ def _holds(folder: Path, part: Part) -> bool:
 
 def _remove(folder: Path, part: Part) -> None:
     """Delete a release's folder; under another name first, so that what an end of the process leaves is no release."""
-    rest = _rest(folder, part)
+    rest = rest_folder(folder, part)
     folder.rename(rest)
     shutil.rmtree(rest)
 
 
 def _remove_rest(folder: Path, part: Part) -> None:
     """Delete what :func:`_remove` was stopped in."""
-    shutil.rmtree(_rest(folder, part), ignore_errors=True)
-
-
-def _rest(folder: Path, part: Part) -> Path:
-    return folder.with_name(f".{folder.name}.{part.reservation}.{part.mac[:8]}.del")
+    shutil.rmtree(rest_folder(folder, part), ignore_errors=True)

@@ -171,6 +171,11 @@ def old_folder(out: Path, part: Part) -> Path:
     return _beside(out, part, "old")
 
 
+def rest_folder(out: Path, part: Part) -> Path:
+    """Return where a release stands while it is deleted: what an end of the process leaves there is no release."""
+    return _beside(out, part, "del")
+
+
 def _beside(out: Path, part: Part, what: str) -> Path:
     return out.with_name(f".{out.name}.{part.reservation}.{part.mac[:8]}.{what}")
 

@@ -105,13 +105,12 @@ def latest_release(parts: Iterable[Part], name: str) -> list[Part]:
     return [part for part in named if part.release == kept[-1].release]
 
 
-def find_stored(parts: Iterable[Part], request: Request) -> list[Part]:
+def find_stored(parts: Sequence[Part], request: Request) -> list[Part]:
     """Return the committed parts that make up exactly this release, oldest first; [] if the name is free.
 
     Raises:
         ValueError: the name belongs to another release, or to one that is reserved, voided or purged.
     """
-    parts = list(parts)
     latest = latest_release(parts, request.name)
     if not latest:
         return []
@@ -139,14 +138,13 @@ def find_stored(parts: Iterable[Part], request: Request) -> list[Part]:
     return committed
 
 
-def find_appendable(parts: Iterable[Part], request: Request) -> tuple[list[Part], list[str]]:
+def find_appendable(parts: Sequence[Part], request: Request) -> tuple[list[Part], list[str]]:
     """Return the committed parts to append to, and the units of the request that they do not hold.
 
     Raises:
         ValueError: no such release, one that is unfinished, or one of another model, transform or configuration; people
             who opted out before and are not named now, or who are named now and have rows in it.
     """
-    parts = list(parts)
     latest = latest_release(parts, request.name)
     if not latest or latest[0].state != "committed" or any(part.state == "reserved" for part in latest):
         if latest and latest[0].state in ("purged", "voided"):

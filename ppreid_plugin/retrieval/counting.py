@@ -28,7 +28,7 @@ CompiledRanks: TypeAlias = Callable[
 
 # Rows a positive below which one sort of the rows costs less than one count a positive (measured, one x86 core).
 SORT_BELOW = 100
-# Scores in all from which on loading the compiled loop, half a second once, is worth it: it takes 80 ms from these.
+# Scores in all from which on loading the compiled loop, 0.3 s once, is worth it: it takes 80 ms from these.
 COMPILED_FROM = 2**25
 
 
@@ -167,17 +167,9 @@ def compiled_loop(dtype: np.dtype[np.floating]) -> CompiledRanks | None:
         found = compiled_ranks(np.array([[2, 1, 2]], dtype=dtype), np.array([1, 2]), np.array([0, 2]), 1).tolist()
         if found != [3, 2]:
             raise RuntimeError(f"it ranked {found} where it is [3, 2]")
-    except ModuleNotFoundError as error:
-        if error.name == "numba":
-            return None
-        _tell(error)
-        return None
     except Exception as error:  # a Numba that is not for this numpy, no compiler for this processor: many types
-        _tell(error)
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            logger.warning("Ranks are counted without Numba, which takes longer: it does not work here (%s).", why)
         return None
     return compiled_ranks
-
-
-def _tell(error: Exception) -> None:
-    why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    logger.warning("Ranks are counted without Numba, which takes longer: it does not work here (%s).", why)

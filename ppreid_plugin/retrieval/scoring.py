@@ -53,7 +53,7 @@ def queries_per_chunk(
     step = int(min(len(matrix), max(1, positive_mebibytes("memory_mb", memory_mb) * 2**20 // row)))
     if on_device:
         return step - step % _DEVICE_TILE if _DEVICE_TILE < step < len(matrix) else step
-    return math.ceil(len(matrix) / math.ceil(len(matrix) / step)) if step else step  # alike: a short chunk takes longer
+    return math.ceil(len(matrix) / math.ceil(len(matrix) / step))  # alike: a short chunk takes longer
 
 
 def checked_norms(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> Norms:

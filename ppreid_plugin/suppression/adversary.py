@@ -261,6 +261,7 @@ class Adversary(Component, ABC):
 
 
 ADVERSARIES: Registry[type[Adversary]] = Registry("adversary", contract=Adversary)
+register_adversary = ADVERSARIES.register
 
 
 def any_takes_labels(names: Sequence[str]) -> bool:
@@ -271,6 +272,3 @@ def any_takes_labels(names: Sequence[str]) -> bool:
     """
     kinds = (ADVERSARIES.get(spec.kind, key="privacy.adversary.names") for spec in AdversarySpec.parse_all(names))
     return any("labels" in settings_of(kind) for kind in kinds)
-
-
-register_adversary = ADVERSARIES.register
