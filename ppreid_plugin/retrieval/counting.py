@@ -22,9 +22,8 @@ from ppreid_plugin.retrieval.checks import IntArray
 
 logger = logging.getLogger(__name__)
 
-CompiledRanks: TypeAlias = Callable[
-    [npt.NDArray[np.floating], IntArray, IntArray, int], npt.NDArray[np.int64]
-]  # of scores, positives, starts, threads
+Scores: TypeAlias = npt.NDArray[np.floating]
+CompiledCount: TypeAlias = Callable[[Scores, IntArray, Scores, IntArray, IntArray, int], IntArray]
 
 # Rows a positive below which one sort of the rows costs less than one count a positive (measured, one x86 core).
 SORT_BELOW = 100
@@ -71,12 +70,16 @@ class Matches:
         self._stop = np.searchsorted(ordered, query_pids, side="right")
         self._query_camids = query_camids
         self._exclude = exclude_same_camera
-        self.num_scores = len(query_pids) * len(gallery_pids)
+        self._num_scores = len(query_pids) * len(gallery_pids)
 
     @property
     def any_shared_pid(self) -> bool:
         """Whether any query's pid is in the gallery at all, whatever the camera."""
         return bool((self._stop > self._start).any())
+
+    def compiled(self, dtype: np.dtype[np.floating]) -> CompiledCount | None:
+        """Return the compiled loop for such scores if there is Numba, and scores enough that loading it is worth it."""
+        return compiled_loop(dtype) if self._num_scores >= COMPILED_FROM else None
 
     def of(self, first: int, count: int) -> Candidates:
         """Return the candidates of ``count`` queries from number ``first`` on."""
@@ -93,10 +96,10 @@ class Matches:
 
 
 def positive_ranks(
-    chunks: Iterable[tuple[int, npt.NDArray[np.floating]]],
+    chunks: Iterable[tuple[int, Scores]],
     matches: Matches,
-    also: Callable[[npt.NDArray[np.floating], IntArray], None] | None = None,
-) -> Iterator[tuple[npt.NDArray[np.int64], IntArray]]:
+    also: Callable[[Scores, IntArray], None] | None = None,
+) -> Iterator[tuple[IntArray, IntArray]]:
     """Yield for each chunk the ranks of its positives, from 1, and how many each query has.
 
     Args:
@@ -109,48 +112,70 @@ def positive_ranks(
         (positives of the chunk,), by query, then by gallery index (not sorted), and (queries,).
     """
     for first, scores in chunks:
-        compiled = compiled_loop(scores.dtype) if matches.num_scores >= COMPILED_FROM else None
         own = matches.of(first, len(scores))
-        scores[own.ignoring, own.ignored] = np.nan  # NaN is above nothing, so these rows are never counted
+        scores[own.ignoring, own.ignored] = np.nan
         starts = np.concatenate([[0], np.cumsum(own.counts)])
-        matched = np.flatnonzero(own.counts)
         if also is not None:
-            for query in matched.tolist():
+            for query in np.flatnonzero(own.counts).tolist():
                 also(scores[query], own.positives[starts[query] : starts[query + 1]])
-        if compiled is not None:
-            ranks = compiled(scores, own.positives, starts, torch.get_num_threads())
-            matched = matched[ranks[starts[matched]] == 0]  # those that it leaves
-        else:
-            ranks = np.empty(len(own.positives), dtype=np.int64)
-        above = np.empty(scores.shape[1], dtype=bool)
-        spans = map(slice, starts[matched].tolist(), starts[matched + 1].tolist())
-        for query, span in zip(matched.tolist(), spans, strict=True):
-            ranks[span] = _ranks_of(scores[query], own.positives[span], above)
+        ranks = np.ones(len(own.positives), dtype=np.int64)
+        sought = scores[np.repeat(np.arange(len(scores)), own.counts), own.positives]
+        add_above(scores, own.positives, sought, starts, ranks, matches.compiled(scores.dtype))
         yield ranks, own.counts
 
 
-def _ranks_of(
-    row: npt.NDArray[np.floating], positives: IntArray, above: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.int64]:
-    sought = row.take(positives)
-    reached = row.take(np.greater_equal(row, np.minimum.reduce(sought), out=above).nonzero()[0])
+def add_above(
+    scores: Scores,
+    places: IntArray,
+    sought: Scores,
+    starts: IntArray,
+    above: IntArray,
+    compiled: CompiledCount | None = None,
+) -> None:
+    """Add to ``above`` how many of these columns stand above each positive of a row's query.
+
+    Args:
+        scores: (q, n), larger = closer; NaN is above nothing.
+        places: (p,), columns of the positives, by query; below 0 or from n on if the positive stands left or right of
+            these columns.
+        sought: (p,), scores of the positives, those of ``scores`` where they are among these columns; no NaN.
+        starts: (q + 1,): query i has the positives ``starts[i]`` to ``starts[i + 1]``.
+        above: (p,).
+        compiled: what counts the most of them, if there is Numba.
+    """
+    if compiled is not None:
+        matched = compiled(scores, places, sought, starts, above, torch.get_num_threads())
+    else:
+        matched = np.flatnonzero(np.diff(starts))
+    splits = np.clip(places, 0, scores.shape[1])
+    among = (splits == places) & (places < scores.shape[1])
+    buffer = np.empty(scores.shape[1], dtype=bool)
+    spans = map(slice, starts[matched].tolist(), starts[matched + 1].tolist())
+    for query, span in zip(matched.tolist(), spans, strict=True):
+        above[span] += _above(scores[query], splits[span], among[span], sought[span], buffer)
+
+
+def _above(
+    row: Scores, splits: IntArray, among: npt.NDArray[np.bool_], sought: Scores, buffer: npt.NDArray[np.bool_]
+) -> IntArray:
+    reached = row.take(np.greater_equal(row, np.minimum.reduce(sought), out=buffer).nonzero()[0])
     if len(reached) <= SORT_BELOW * len(sought):
         reached.sort()
         stop = reached.searchsorted(sought, side="right")
-        ranks = len(reached) + 1 - stop
-        tied = (stop - reached.searchsorted(sought) != 1).nonzero()[0]
+        above = len(reached) - stop
+        tied = (stop - reached.searchsorted(sought) != among).nonzero()[0]
     else:
-        ranks, tied = np.empty(len(sought), dtype=np.int64), np.arange(len(sought))
+        above, tied = np.empty(len(sought), dtype=np.int64), np.arange(len(sought))
     for k in tied.tolist():
-        position, score = positives[k], sought[k]
-        np.greater_equal(row[:position], score, out=above[:position])
-        np.greater(row[position:], score, out=above[position:])
-        ranks[k] = np.count_nonzero(above) + 1
-    return ranks
+        split, score = splits[k], sought[k]
+        np.greater_equal(row[:split], score, out=buffer[:split])
+        np.greater(row[split:], score, out=buffer[split:])
+        above[k] = np.count_nonzero(buffer)
+    return above
 
 
 @cache
-def compiled_loop(dtype: np.dtype[np.floating]) -> CompiledRanks | None:
+def compiled_loop(dtype: np.dtype[np.floating]) -> CompiledCount | None:
     """Return the compiled loop if Numba is there and the loop right for such scores, else None.
 
     A Numba that is there and does not work is told, once for each type of scores.
@@ -162,14 +187,15 @@ def compiled_loop(dtype: np.dtype[np.floating]) -> CompiledRanks | None:
 
         if getattr(numba.config, "DISABLE_JIT", 0):  # the loop would be run as Python
             return None
-        from ppreid_plugin.retrieval.counting_compiled import compiled_ranks
+        from ppreid_plugin.retrieval.counting_compiled import add_above_compiled
 
-        found = compiled_ranks(np.array([[2, 1, 2]], dtype=dtype), np.array([1, 2]), np.array([0, 2]), 1).tolist()
-        if found != [3, 2]:
-            raise RuntimeError(f"it ranked {found} where it is [3, 2]")
+        row, found = np.array([[2, 1, 2]], dtype=dtype), np.array([0, 0])
+        add_above_compiled(row, np.array([1, 2]), row[0, 1:], np.array([0, 2]), found, 1)
+        if found.tolist() != [2, 1]:
+            raise RuntimeError(f"it counted {found.tolist()} where it is [2, 1]")
     except Exception as error:  # a Numba that is not for this numpy, no compiler for this processor: many types
         if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
             why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             logger.warning("Ranks are counted without Numba, which takes longer: it does not work here (%s).", why)
         return None
-    return compiled_ranks
+    return add_above_compiled

@@ -27,6 +27,7 @@ class EqualRows:
     Attributes:
         later: (k,), places of rows that repeat an earlier one.
         first: (k,), place of the first of each one's kind.
+        kinds: (c,), places of the rows that later ones repeat.
 
     Example:
         >>> equal = EqualRows(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]]))
@@ -44,7 +45,7 @@ class EqualRows:
         ]
         self.later: IntArray = later[np.concatenate(really)] if really else later
         self.first: IntArray = first[self.later]
-
+        self.kinds: IntArray = np.unique(self.first)
         self._tensors: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def tie(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:

@@ -20,6 +20,7 @@ import torch
 from ppreid_plugin.number_checks import require_whole
 from ppreid_plugin.retrieval.checks import (
     Features,
+    IntArray,
     Labels,
     as_feature_pair,
     as_labels,
@@ -31,8 +32,10 @@ from ppreid_plugin.retrieval.checks import (
 from ppreid_plugin.retrieval.counting import Matches, positive_ranks
 from ppreid_plugin.retrieval.device_ranking import Count, DeviceMatches, device_count, device_figures, device_labels
 from ppreid_plugin.retrieval.distances import METRICS, FeatureDistances
+from ppreid_plugin.retrieval.equal_rows import EqualRows
+from ppreid_plugin.retrieval.parts import parts_of, ranks_in_parts
 from ppreid_plugin.retrieval.reranking import KReciprocal, re_ranked_chunks
-from ppreid_plugin.retrieval.scoring import DeviceScores, checked_norms, queries_per_chunk, score_chunks
+from ppreid_plugin.retrieval.scoring import DeviceScores, Products, checked_norms, queries_per_chunk, score_chunks
 from ppreid_plugin.retrieval.single_shot import SingleShot
 
 PROTOCOLS = ("market1501", "cuhk03", "all")
@@ -148,8 +151,11 @@ def evaluate(
         if not isinstance(rerank, KReciprocal):
             raise ValueError(f"rerank is {rerank!r}, must be a KReciprocal or None. Pass rerank=KReciprocal().")
         chunks = re_ranked_chunks(FeatureDistances(query, gallery, metric), rerank, memory_mb or 64.0)
-        return _summarize(((start, np.negative(rows, out=rows)) for start, rows in chunks), matches, protocol, max_rank)
-    return _summarize(score_chunks(query, gallery, metric, step, norms), matches, protocol, max_rank)
+        return _rank(((start, np.negative(rows, out=rows)) for start, rows in chunks), matches, protocol, max_rank)
+    equal, products = EqualRows(gallery), Products(query, gallery, metric, norms)
+    if protocol != "cuhk03" and (parts := parts_of(memory_mb, query, gallery, len(equal.kinds))) is not None:
+        return _summarize(ranks_in_parts(products, equal, matches, parts), matches, protocol, max_rank)
+    return _rank(score_chunks(products, equal, step), matches, protocol, max_rank)
 
 
 def evaluate_distances(
@@ -197,7 +203,7 @@ def evaluate_distances(
     require_finite("distances", matrix, infinity_allowed=True)
     step = queries_per_chunk(memory_mb, matrix, matrix.shape[1])
     chunks = ((i, torch.neg(matrix[i : i + step]).cpu().numpy()) for i in range(0, len(matrix), step))
-    return _summarize(chunks, matches, protocol, max_rank)
+    return _rank(chunks, matches, protocol, max_rank)
 
 
 def _matches(labels: tuple[Labels, ...], shape: tuple[int, ...], protocol: str) -> Matches:
@@ -238,11 +244,21 @@ def _no_match(any_shared_pid: bool, protocol: str) -> NoMatchError:
     return NoMatchError(no_match_message(any_shared_pid, f"protocol={protocol!r}", "protocol='all'"))
 
 
-def _summarize(
+def _rank(
     chunks: Iterator[tuple[int, npt.NDArray[np.floating]]], matches: Matches, protocol: str, max_rank: int
 ) -> RankingResult:
     single_shot = SingleShot(matches.gallery_pids, max_rank) if protocol == "cuhk03" else None
-    found = list(positive_ranks(chunks, matches, also=None if single_shot is None else single_shot.add))
+    found = positive_ranks(chunks, matches, also=None if single_shot is None else single_shot.add)
+    return _summarize(found, matches, protocol, max_rank, single_shot)
+
+
+def _summarize(
+    found: Iterator[tuple[IntArray, IntArray]],
+    matches: Matches,
+    protocol: str,
+    max_rank: int,
+    single_shot: SingleShot | None = None,
+) -> RankingResult:
     ranks, counts = (np.concatenate(parts) for parts in zip(*found, strict=True))
     counts = counts[counts > 0]
     if not len(counts):

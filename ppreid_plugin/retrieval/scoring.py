@@ -8,7 +8,7 @@ pass over them costs a few percent, a copy would double what the gallery takes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import TypeAlias
@@ -27,7 +27,8 @@ Norms: TypeAlias = tuple[torch.Tensor, torch.Tensor] | tuple[()]  # of the rows 
 _COPIED = 128 * 2**20  # bytes of a gallery that is copied
 _QUERIES = 128  # a product of fewer rows packs the gallery for longer than it multiplies
 _BLOCK = 2**18  # gallery rows a product: few queries with more took 1.3 times as long (measured, two cores)
-_LEAST_MB, _MOST_MB = 72.0, 256.0  # the least: three chunks of Market-1501's queries
+_SQUARED, _SQUARED_ON_DEVICE = 2**20, 2**24  # numbers that are multiplied at once beside the products
+LEAST_MB, _MOST_MB = 72.0, 256.0  # the least: three chunks of Market-1501's queries
 _DEVICE_MB = 1024.0  # on a GPU that counts as well: few chunks, each of which fills it
 _LEAST_LARGEST, _MOST_LARGEST = 1e-9, 1e9  # numbers between which sums of a row's squares stay within float32
 _DEVICE_TILE = 256  # queries; a product on a GPU has tiles, and a part of one takes as long as a whole one
@@ -49,7 +50,7 @@ def queries_per_chunk(
     """
     row = num_gallery * matrix.element_size()
     if memory_mb is None:
-        memory_mb = _DEVICE_MB if on_device else min(max(_LEAST_MB, _QUERIES * row / 2**20), _MOST_MB)
+        memory_mb = _DEVICE_MB if on_device else min(max(LEAST_MB, _QUERIES * row / 2**20), _MOST_MB)
     step = int(min(len(matrix), max(1, positive_mebibytes("memory_mb", memory_mb) * 2**20 // row)))
     if on_device:
         return step - step % _DEVICE_TILE if _DEVICE_TILE < step < len(matrix) else step
@@ -69,19 +70,63 @@ def checked_norms(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> No
     return ()
 
 
-def score_chunks(query: torch.Tensor, gallery: torch.Tensor, metric: str, step: int, norms: Norms = ()) -> Chunks:
-    """Yield the number of the first query and scores (queries, num_gallery), to be overwritten.
+class Products:
+    """Scores that do not tie yet, of queries and gallery rows that have been prepared for one product.
 
     Args:
         query: (q, d), finite.
         gallery: (n, d), of the same type.
-        metric: ``cosine``: the cosine (of a query with itself 1, of a zero row 0), or ``euclidean``: what orders the
-            rows by distance.
-        step: queries a chunk.
-        norms: what :func:`checked_norms` returned, so that they are not taken again.
+        metric: ``cosine`` or ``euclidean``.
+        norms: of both, where they are taken for ordinary ones; they are not looked at.
+        copied: bytes up to which a gallery is copied; None: 128 MiB.
     """
-    equal = EqualRows(gallery)
-    for start, scores in _products(query, gallery, metric, step, _COPIED, _BLOCK, norms=norms):
+
+    def __init__(
+        self, query: torch.Tensor, gallery: torch.Tensor, metric: str, norms: Norms = (), copied: int | None = None
+    ) -> None:
+        of_query, of_gallery = norms or (None, None)
+        large = gallery.numel() * gallery.element_size() > (_COPIED if copied is None else copied)
+        self._finish = torch.Tensor.div_ if metric == "cosine" else torch.Tensor.sub_
+        self._numbers = _numbers(gallery, query, metric, of_gallery) if large else None
+        if self._numbers is not None:
+            query = _unit(query, of_query) if metric == "cosine" else query
+        elif metric == "cosine":
+            query, gallery = _unit(query, of_query), _unit(gallery, of_gallery)
+        else:
+            query, gallery = _lift(query, gallery, of_gallery)
+        self.query, self.gallery = query, gallery
+
+    def write(self, queries: slice, rows: slice | torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Write the scores of these rows for these queries into ``out``, and return it."""
+        torch.mm(self.query[queries], self.gallery[rows].T, out=out)
+        return out if self._numbers is None else self._finish(out, self._numbers[rows])
+
+    def pairs(self, queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Return the score of each of these queries and its row, (k,), summed in float64."""
+        step = max(1, _SQUARED // self.query.shape[1])
+        found = torch.empty(len(rows), dtype=self.query.dtype, device=self.query.device)
+        for out, query, row in zip(found.split(step), queries.split(step), rows.split(step), strict=True):
+            out.copy_((self.query[query].double() * self.gallery[row].double()).sum(dim=1))
+        return found if self._numbers is None else self._finish(found, self._numbers[rows])
+
+    def chunks(self, step: int, block: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield the number of the first query and its and the next ``step`` ones' scores; ``block`` rows a product."""
+        every, total = len(self.query), len(self.gallery)
+        out = torch.empty(min(step, every), total, dtype=self.query.dtype, device=self.query.device)
+        for start in range(0, every, step):
+            scores = out[: every - start]
+            for first in range(0, total, block):
+                self.write(slice(start, start + step), slice(first, first + block), scores[:, first : first + block])
+            yield start, scores
+
+
+def score_chunks(products: Products, equal: EqualRows, step: int) -> Chunks:
+    """Yield the number of the first query and scores (queries, num_gallery), to be overwritten; equal rows tie.
+
+    Of ``cosine``: the cosine (of a query with itself 1, of a zero row 0); of ``euclidean``: what orders the rows by
+    distance. ``step`` queries a chunk.
+    """
+    for start, scores in products.chunks(step, _BLOCK):
         yield start, equal.tie(scores.cpu().numpy())
 
 
@@ -92,7 +137,7 @@ class DeviceScores:
     one over the features. The first product is begun as if all norms were ordinary, and made again if they are not.
 
     Args:
-        query, gallery, metric: as in :func:`score_chunks`, but that they are finite has yet to be checked.
+        query, gallery, metric: as in :class:`Products`, but that they are finite has yet to be checked.
         memory_mb: MiB of a chunk; None: 1,024.
 
     Raises:
@@ -102,12 +147,13 @@ class DeviceScores:
     def __init__(self, query: torch.Tensor, gallery: torch.Tensor, metric: str, memory_mb: float | None) -> None:
         step = queries_per_chunk(memory_mb, query, len(gallery), on_device=True)
         copied = max(_COPIED, int((memory_mb or _DEVICE_MB) * 2**20))
-        self._arguments = query, gallery, metric, step, copied, len(gallery)
+        self._arguments = query, gallery, metric
+        self._step, self._copied = step, copied
         self._norms = _norms(query, gallery)
         self._side = torch.cuda.Stream(query.device, priority=-1) if query.is_cuda else None
         if self._side is not None:
             self._side.wait_stream(torch.cuda.current_stream(query.device))
-        self._chunks = _products(*self._arguments, norms=self._norms)
+        self._chunks = Products(*self._arguments, self._norms, copied).chunks(step, len(gallery))
         self._begun: tuple[int, torch.Tensor] | None = next(self._chunks)
 
     @contextmanager
@@ -126,10 +172,10 @@ class DeviceScores:
         Raises:
             ValueError: features that are not finite.
         """
-        query, gallery = self._arguments[:2]
-        if not _ordinary(self._norms, self._arguments[2]):  # NaN and infinity are in no ordinary norm
+        query, gallery, metric = self._arguments
+        if not _ordinary(self._norms, metric):  # NaN and infinity are in no ordinary norm
             require_finite_pair(query, gallery)
-            self._chunks = _products(*self._arguments)
+            self._chunks = Products(*self._arguments, copied=self._copied).chunks(self._step, len(gallery))
             self._begun = None
         self._equal = EqualRows(gallery)
 
@@ -138,37 +184,6 @@ class DeviceScores:
         every = self._chunks if self._begun is None else chain([self._begun], self._chunks)
         for start, scores in every:
             yield start, self._equal.tie_tensor(scores)
-
-
-def _products(
-    query: torch.Tensor,
-    gallery: torch.Tensor,
-    metric: str,
-    step: int,
-    copied: int,
-    block: int,
-    norms: Norms = (),
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield scores that do not tie yet; galleries up to ``copied`` bytes are copied, ``block`` rows are multiplied.
-
-    ``norms``: of both, where they are taken for ordinary ones; they are not looked at.
-    """
-    of_query, of_gallery = norms or (None, None)
-    large = gallery.numel() * gallery.element_size() > copied
-    finish = _finisher(gallery, query, metric, of_gallery) if large else None
-    if finish is not None:
-        query = _unit(query, of_query) if metric == "cosine" else query
-    elif metric == "cosine":
-        query, gallery = _unit(query, of_query), _unit(gallery, of_gallery)
-    else:
-        query, gallery = _lift(query, gallery, of_gallery)
-    out = torch.empty(min(step, len(query)), len(gallery), dtype=query.dtype, device=query.device)
-    for start in range(0, len(query), step):
-        rows = query[start : start + step]
-        scores = out[: len(rows)]
-        for first in range(0, len(gallery), block):
-            torch.mm(rows, gallery[first : first + block].T, out=scores[:, first : first + block])
-        yield start, scores if finish is None else finish(scores)
 
 
 def _norms(query: torch.Tensor, gallery: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,19 +202,20 @@ def _unit(rows: torch.Tensor, ordinary: torch.Tensor | None) -> torch.Tensor:
     return normalize_rows(rows) if ordinary is None else rows / ordinary[:, None]
 
 
-def _finisher(
+def _numbers(
     gallery: torch.Tensor, query: torch.Tensor, metric: str, ordinary: torch.Tensor | None
-) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """Return what makes scores of products with the gallery as it is; None where squares may leave float32."""
-    norms = torch.linalg.vector_norm(gallery, dim=1) if ordinary is None else ordinary
+) -> torch.Tensor | None:
+    """Return what products with the gallery as it is are divided by, or lessened by if the metric is ``euclidean``.
+
+    None where squares may leave float32.
+    """
     if metric == "cosine":
-        if ordinary is None and not ordinary_norms(norms):
-            return None
-        return lambda products: products.div_(norms)
+        norms = torch.linalg.vector_norm(gallery, dim=1) if ordinary is None else ordinary
+        return norms if ordinary is not None or ordinary_norms(norms) else None
     if ordinary is None and not _LEAST_LARGEST < _largest(query, gallery) < _MOST_LARGEST:
         return None
-    half_squares = norms.square().div_(2)
-    return lambda products: products.sub_(half_squares)
+    step = max(1, (_SQUARED_ON_DEVICE if gallery.is_cuda else _SQUARED) // gallery.shape[1])
+    return torch.cat([part.square().sum(dim=1) for part in gallery.split(step)]).div_(2)  # of norms they would round
 
 
 def _lift(

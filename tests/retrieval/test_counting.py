@@ -1,6 +1,7 @@
 """The compiled count beside a stable sort and beside the count without it."""
 
 import importlib.util
+import itertools
 import logging
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from ppreid_plugin.retrieval import counting, evaluate, evaluate_distances
-from ppreid_plugin.retrieval.counting import Matches, compiled_loop, positive_ranks
+from ppreid_plugin.retrieval.counting import Matches, add_above, compiled_loop, positive_ranks
 
 SINGLE = np.dtype(np.float32)
 no_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="no Numba")
@@ -37,6 +38,19 @@ def sorted_ranks(scores, positives, starts):
     return ranks
 
 
+def ranks_of(scores, positives, starts, threads=1, widths=(10**9,), loop=compiled_loop):
+    """Ranks of the counts of the columns that these widths make, one after the other, and queries that are left."""
+    above = np.zeros(len(positives), dtype=np.int64)
+    sought = scores[np.repeat(np.arange(len(scores)), np.diff(starts)), positives]
+    start, left = 0, np.array([])
+    for width in itertools.cycle(widths):
+        part = scores[:, start : start + width]
+        left = loop(scores.dtype)(part, positives - start, sought, starts, above, threads)
+        start += width
+        if start >= scores.shape[1]:
+            return above + 1, left
+
+
 def random_chunk(rng, queries, columns, most, dtype, levels):
     scores = rng.normal(size=(queries, columns)).astype(dtype)
     if levels:
@@ -50,6 +64,16 @@ def random_chunk(rng, queries, columns, most, dtype, levels):
     return scores, np.concatenate(positives), np.concatenate([[0], np.cumsum(counts)])
 
 
+def plain(dtype):
+    """As :func:`compiled_loop`, the count without it."""
+
+    def loop(*arguments):
+        add_above(*arguments[:-1])
+        return np.array([], dtype=np.int64)
+
+    return loop
+
+
 @no_numba
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("columns", [1, 7, 255, 256, 257, 1000])
@@ -59,7 +83,19 @@ def test_ranks_are_those_of_a_stable_sort(dtype, columns, levels):
     chunk = random_chunk(rng, 23, columns, min(columns, 9), dtype, levels)
     expected = sorted_ranks(*chunk)
     for threads in (1, 2, 30):  # more than there are queries, too
-        np.testing.assert_array_equal(compiled_loop(chunk[0].dtype)(*chunk, threads), expected)
+        np.testing.assert_array_equal(ranks_of(*chunk, threads)[0], expected)
+    np.testing.assert_array_equal(ranks_of(*chunk, loop=plain)[0], expected)
+
+
+@no_numba
+@pytest.mark.parametrize("loop", [compiled_loop, plain])
+@pytest.mark.parametrize("sort_below", [0, 100])
+@pytest.mark.parametrize("levels", [0, 2])
+def test_counts_of_parts_add_up(monkeypatch, loop, sort_below, levels):
+    monkeypatch.setattr(counting, "SORT_BELOW", sort_below)
+    for seed, widths in enumerate([(1,), (300,), (255, 2, 400), (999, 1), (1, 999)]):
+        chunk = random_chunk(np.random.default_rng(seed), 11, 1000, 9, np.float32, levels)
+        np.testing.assert_array_equal(ranks_of(*chunk, 2, widths, loop)[0], sorted_ranks(*chunk))
 
 
 @no_numba
@@ -67,13 +103,13 @@ def test_rows_of_any_layout():
     chunk = random_chunk(np.random.default_rng(3), 9, 600, 9, np.float32, 0)
     expected = sorted_ranks(*chunk)
     for scores in (np.asfortranarray(chunk[0]), np.repeat(chunk[0], 2, axis=1)[:, ::2]):
-        np.testing.assert_array_equal(compiled_loop(SINGLE)(scores, *chunk[1:], 2), expected)
+        np.testing.assert_array_equal(ranks_of(scores, *chunk[1:], 2)[0], expected)
 
 
 @no_numba
 def test_infinities_are_scores_like_others():
     scores = np.array([[np.inf, -np.inf, 0.0, -np.inf, np.nan, np.inf]], dtype=np.float32)
-    ranks = compiled_loop(scores.dtype)(scores, np.array([1, 3, 5]), np.array([0, 3]), 1)
+    ranks, _ = ranks_of(scores, np.array([1, 3, 5]), np.array([0, 3]))
     np.testing.assert_array_equal(ranks, [4, 5, 2])
 
 
@@ -86,9 +122,10 @@ def test_a_query_of_very_many_positives_is_left_to_the_sort(monkeypatch):
     chunk = rng.normal(size=(2, len(pids))).astype(np.float32)
     matches = Matches(np.array([0, 1]), pids, np.zeros(2, int), np.ones(len(pids), int), exclude_same_camera=True)
     own = matches.of(0, 2)
-    ranks = compiled_loop(chunk.dtype)(chunk, own.positives, np.concatenate([[0], np.cumsum(own.counts)]), 1)
-    assert not ranks[: MOST_POSITIVES + 1].any()
-    assert ranks[MOST_POSITIVES + 1 :].all()
+    ranks, left = ranks_of(chunk, own.positives, np.concatenate([[0], np.cumsum(own.counts)]))
+    assert left.tolist() == [0]
+    assert not (ranks[: MOST_POSITIVES + 1] - 1).any()
+    assert (ranks[MOST_POSITIVES + 1 :] > 1).any()
     ((plain, counts),) = positive_ranks([(0, chunk.copy())], matches)
     monkeypatch.setattr(counting, "COMPILED_FROM", 0)
     ((found, again),) = positive_ranks([(0, chunk.copy())], matches)
@@ -161,9 +198,9 @@ def test_a_numba_that_does_not_work_is_told_once(monkeypatch, caplog, fresh_loop
 def test_a_loop_that_counts_wrongly_is_not_used(monkeypatch, caplog, fresh_loop):
     from ppreid_plugin.retrieval import counting_compiled
 
-    monkeypatch.setattr(counting_compiled, "compiled_ranks", lambda *of: np.array([2, 2]))
+    monkeypatch.setattr(counting_compiled, "add_above_compiled", lambda *of: of[4].fill(1))
     assert compiled_loop(SINGLE) is None
-    assert "it ranked [2, 2] where it is [3, 2]" in caplog.text
+    assert "it counted [1, 1] where it is [2, 1]" in caplog.text
 
 
 @no_numba
@@ -181,7 +218,9 @@ import numpy as np
 from ppreid_plugin.retrieval.counting import compiled_loop
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 loop = compiled_loop(np.dtype(np.float64))
-print(loop(np.array([[1.0, 3.0, 2.0]]), np.array([0, 2]), np.array([0, 2]), 1).tolist())
+above = np.array([1, 1])
+loop(np.array([[1.0, 3.0, 2.0]]), np.array([0, 2]), np.array([1.0, 2.0]), np.array([0, 2]), above, 1)
+print(above.tolist())
 """
 
 

@@ -6,11 +6,16 @@ import torch
 
 import oracles
 from ppreid_plugin.retrieval import evaluate, scoring
+from ppreid_plugin.retrieval.equal_rows import EqualRows
 
 
 @pytest.fixture
 def uncopied(monkeypatch):
     monkeypatch.setattr(scoring, "_COPIED", 0)
+
+
+def score_chunks(query, gallery, metric, step):
+    return scoring.score_chunks(scoring.Products(query, gallery, metric), EqualRows(gallery), step)
 
 
 def case(seed=0, scale=1.0):
@@ -46,18 +51,25 @@ def test_scores_order_as_those_of_a_copy_and_nothing_given_is_changed(monkeypatc
     query, gallery = (torch.from_numpy(rows) for rows in case()[:2])
     gallery[5] = gallery[150]
     before = query.clone(), gallery.clone()
-    copied = np.concatenate([rows.copy() for _, rows in scoring.score_chunks(query, gallery, metric, 7)])
+    copied = np.concatenate([rows.copy() for _, rows in score_chunks(query, gallery, metric, 7)])
     monkeypatch.setattr(scoring, "_COPIED", 0)
-    made = np.concatenate([rows.copy() for _, rows in scoring.score_chunks(query, gallery, metric, 7)])
+    made = np.concatenate([rows.copy() for _, rows in score_chunks(query, gallery, metric, 7)])
     np.testing.assert_allclose(made, copied, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(made[:, 5], made[:, 150])
     assert torch.equal(query, before[0])
     assert torch.equal(gallery, before[1])
 
 
+def test_rows_at_the_same_distance_tie_where_float32_holds_it(uncopied):
+    """Squares of norms would not: what float32 holds of the root of 5 is not that of 5."""
+    gallery = torch.tensor([[1.0, 1.0, 1.0], [2.0, 1.0, 0.0], [0.0, 1.0, 0.0], [2.0, 0.0, -1.0]])
+    ((_, scores),) = score_chunks(torch.tensor([[1.0, 0.0, 0.0]]), gallery, "euclidean", 1)
+    np.testing.assert_array_equal(scores, [[-0.5] * 4])
+
+
 def test_a_zero_row_has_cosine_0(uncopied):
     query, gallery = torch.ones(1, 2), torch.tensor([[0.0, 0.0], [3.0, 0.0]])
-    ((_, scores),) = scoring.score_chunks(query, gallery, "cosine", 1)
+    ((_, scores),) = score_chunks(query, gallery, "cosine", 1)
     np.testing.assert_allclose(scores, [[0.0, 0.5**0.5]], rtol=1e-6)
 
 
