@@ -61,10 +61,10 @@ def test_scores_order_as_those_of_a_copy_and_nothing_given_is_changed(monkeypatc
 
 
 def test_rows_at_the_same_distance_tie_where_float32_holds_it(uncopied):
-    """Squares of norms would not: what float32 holds of the root of 5 is not that of 5."""
-    gallery = torch.tensor([[1.0, 1.0, 1.0], [2.0, 1.0, 0.0], [0.0, 1.0, 0.0], [2.0, 0.0, -1.0]])
+    """Squares of norms would not: what float32 holds of the roots of 2 and of 6 is below the one, above the other."""
+    gallery = torch.tensor([[0.0, 1.0, 1.0], [2.0, 1.0, 1.0], [0.0, -1.0, 1.0], [2.0, 1.0, -1.0]])
     ((_, scores),) = score_chunks(torch.tensor([[1.0, 0.0, 0.0]]), gallery, "euclidean", 1)
-    np.testing.assert_array_equal(scores, [[-0.5] * 4])
+    np.testing.assert_array_equal(scores, [[-1.0] * 4])
 
 
 def test_a_zero_row_has_cosine_0(uncopied):
