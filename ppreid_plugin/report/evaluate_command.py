@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     add("--protocol", default="market1501", help=f"{', '.join(PROTOCOLS)} (all: rows of the query's camera stay)")
     add("--max-rank", type=int, default=50, help="length of the CMC curve")
     add("--ranks", nargs="+", type=int, default=[1, 5, 10, 20], help="ranks that are printed")
-    add("--memory-mb", type=float, help="MiB for scores (64, or up to 256 for a large gallery, if not given)")
+    add("--memory-mb", type=float, help="MiB for scores (72 if not given; cuhk03: up to 256 for a large gallery)")
     add("--rerank", action="store_true", help="k-reciprocal re-ranking of the images' figures")
     for name, text in _RERANKING.items():
         default = getattr(KReciprocal, name)

@@ -1,8 +1,8 @@
 """Exact CMC, mAP and mINP of the anonymous protocol: every gallery row is an image of its own.
 
 The figures are those of torchreid's ``evaluate_rank`` (which reports no mINP); the way is another one. The gallery
-is not sorted: one matrix product in chunks of queries, and one comparison pass a positive (:mod:`.counting`, on a GPU
-:mod:`.device_ranking`).
+is not sorted: one matrix product in chunks of queries (:mod:`.scoring`), of a large gallery in parts (:mod:`.parts`),
+and one comparison pass a positive (:mod:`.counting`, on a GPU :mod:`.device_ranking`).
 
 Sources: CMC, mAP and the same-camera rule: Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015.
 mINP: Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", arXiv 2001.04193.
@@ -117,9 +117,10 @@ def evaluate(
             them, for data of one camera. ``cuhk03`` is ``market1501`` with the CMC curve of galleries that show one
             random image a person, as an exact expectation (:mod:`.single_shot`); mAP and mINP are of all images.
         max_rank: length of the CMC curve.
-        memory_mb: MiB for one chunk of scores (at least one query's); beside it, a copy of the features is held, of a
-            gallery up to 128 MiB. None: 72, or what 128 queries take, up to 256; fewer queries at once are slower.
-            Where the counts run on a GPU: None is 1,024, and a gallery up to this limit is copied.
+        memory_mb: MiB for the scores that are held (at least one query's, of ``cuhk03`` and re-ranking and a gallery of
+            very many rows that repeat others); beside them, a copy of the features is held, of a gallery up to 128 MiB.
+            None: 72; for whole rows of scores (``cuhk03``) what 128 queries take, up to 256. Where the counts run on a
+            GPU: None is 1,024, and a gallery up to this limit is copied.
         rerank: rank by k-reciprocal re-ranked distances (:func:`.re_rank`), which are not held either.
     Shape:
         features: (num_query, d) and (num_gallery, d). Labels: (num_query,) and (num_gallery,).
@@ -146,7 +147,7 @@ def evaluate(
         return _summarize_on_device(scores.chunks(), matches_there, len(query), protocol, max_rank, count)
     norms = checked_norms(query, gallery, metric)
     matches = _matches(labels, shape, protocol)
-    step = queries_per_chunk(memory_mb, query, len(gallery))
+    step = queries_per_chunk(memory_mb, query, len(gallery))  # checks memory_mb
     if rerank is not None:
         if not isinstance(rerank, KReciprocal):
             raise ValueError(f"rerank is {rerank!r}, must be a KReciprocal or None. Pass rerank=KReciprocal().")
@@ -179,7 +180,7 @@ def evaluate_distances(
         gallery_camids: whole numbers, one a column.
         protocol: as in :func:`evaluate`.
         max_rank: length of the CMC curve.
-        memory_mb: MiB for one chunk of rows; None: as in :func:`evaluate`.
+        memory_mb: MiB for one chunk of rows; None: 72, or what 128 queries take, up to 256 (on a GPU 1,024).
     Shape:
         distances: (num_query, num_gallery).
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 TOKEN = "MILVUS_TOKEN"  # noqa: S105  (the name of the variable that holds it)
 CALL_S = 60.0  # a call to a server that answered once
+_POLL_S = 0.05
 # By default a server's reads may lag by seconds: rows that were deleted are found, and counts are those of before.
 STRONG = "Strong"
 
@@ -47,6 +49,7 @@ class MilvusConnection:
                 ) from None
             raise ConnectionError(f"Milvus at {place} does not answer within {timeout_s:g} s. {_FIX}") from None
         self._error: type[Exception] = milvus.MilvusException
+        self._loaded = milvus.client.types.LoadState.Loaded
 
     def call(self, name: str, *arguments: Any, **more: Any) -> Any:
         """Call a method of the client with the time limit.
@@ -57,6 +60,36 @@ class MilvusConnection:
         """
         with self._named():
             return getattr(self.client, name)(*arguments, timeout=CALL_S, **more)
+
+    def load(self, collection: str, replicas: int) -> None:
+        """Have the server hold a collection in memory ``replicas`` times, or as often as an operator had it do so.
+
+        It may take as long as it likes while it goes on.
+
+        Raises:
+            ConnectionError: too few query nodes, too little memory, or no progress for a minute.
+        """
+        if self._load_state(collection)["state"] == self._loaded:
+            return
+        try:
+            self.call("load_collection", collection, replica_number=replicas, _async=True)
+        except ConnectionError as error:
+            more = f" It was to hold {replicas} replicas; each needs query nodes of its own." if replicas > 1 else ""
+            raise ConnectionError(f"{error}{more}") from None
+        most, since = -1, time.monotonic()
+        while (now := self._load_state(collection))["state"] != self._loaded:
+            if (percent := now.get("progress", 0)) > most:
+                most, since = percent, time.monotonic()
+            elif time.monotonic() - since > CALL_S:
+                raise ConnectionError(
+                    f"Milvus at {self._place} has loaded {most} % of collection {collection!r} and no more for "
+                    f"{CALL_S:g} s. Look whether its query nodes run and have memory for it."
+                )
+            time.sleep(_POLL_S)
+
+    def _load_state(self, collection: str) -> dict[str, Any]:
+        state: dict[str, Any] = self.call("get_load_state", collection)
+        return state
 
     def query(self, collection: str, limits: str, fields: list[str]) -> list[dict[str, Any]]:
         """Return these fields of the rows within the limits; all that was written before is seen."""

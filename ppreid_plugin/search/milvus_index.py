@@ -25,7 +25,7 @@ from ppreid_plugin.retrieval.checks import choice
 from ppreid_plugin.search.hits import Hits, best, decode_names, encode_names
 from ppreid_plugin.search.index import GalleryIndex, IndexWriter, register_index
 from ppreid_plugin.search.milvus_client import MilvusConnection, import_pymilvus
-from ppreid_plugin.search.milvus_writer import DATABASE, MOST_HITS, NUMBERS, MilvusWriter, place_of, rows_a_call
+from ppreid_plugin.search.milvus_writer import DATABASE, MOST_HITS, NUMBERS, SERVED, MilvusWriter, place_of, rows_a_call
 from ppreid_plugin.search.record import ERASING, RECORD, IndexRecord
 from ppreid_plugin.search.record_shape import Shape, misfit, number, text, whole
 from ppreid_plugin.search.source import RowBatch, RowSource
@@ -43,11 +43,13 @@ _STORED: Shape = {
     "collection": text,
     "timeout_s": number,
     "consistency": lambda value: value in CONSISTENCY,
+    "shards": whole(1),
+    "replicas": whole(1),
     "_collection": text,
     "_rows": whole(1),
     ERASING: whole(0),
 }
-_BEFORE = {ERASING: 0, "consistency": "auto"}  # of records that do not say
+_BEFORE = {ERASING: 0, "consistency": "auto", **SERVED}  # of records that do not say
 _SETTLED_S = 60.0  # after which no server lags behind a deletion, nor a clock behind another
 _READ = 16_384  # rows a step
 
@@ -68,6 +70,9 @@ class MilvusIndex(GalleryIndex):
             some 0.4 s a call. ``bounded``: at once, and what was deleted may be found for as long as the server lags
             (5 s unless it is told otherwise). ``auto`` (default): strong for a minute after ``index.json`` was last
             written, as every deletion and build does, and bounded from then on.
+        shards: streams through which a cluster's data nodes take in the rows, by the hash of their ids.
+        replicas: copies of all rows in memory, each on query nodes of its own. An operator who loads the collection
+            otherwise is not contradicted.
     """
 
     name = "milvus"
@@ -85,7 +90,7 @@ class MilvusIndex(GalleryIndex):
                     f"collection {self._collection!r} is not at '{options['uri'] or DATABASE}': deleted, or another "
                     "server. Build the index again."
                 )
-            self._connection.call("load_collection", self._collection)
+            self._connection.load(self._collection, {**_BEFORE, **options}["replicas"])
             self._check_count()
         except Exception:
             self.close()
@@ -96,7 +101,7 @@ class MilvusIndex(GalleryIndex):
         """Return all options, and the name of a new collection; the server is asked whether it is there."""
         kind = choice("kind", options.get("kind", "flat"), KINDS)
         numbers = {name: one[1] for name, one in NUMBERS.items() if kind in one[0]}
-        allowed = ["uri", "collection", "kind", "timeout_s", "consistency", *numbers]
+        allowed = ["uri", "collection", "kind", "timeout_s", "consistency", *SERVED, *numbers]
         if unknown := [name for name in options if name not in allowed]:
             raise ValueError(
                 f"--backend milvus:kind={kind} has '{unknown[0]}'; allowed: {', '.join(allowed)}."
@@ -117,12 +122,15 @@ class MilvusIndex(GalleryIndex):
         consistency = choice("consistency", options.get("consistency", "auto"), CONSISTENCY)
         if consistency != "auto" and not uri:
             raise ValueError(f"consistency is {consistency!r} without uri: an embedded file never lags. Leave it out.")
+        served = {name: require_whole(name, options.get(name, least)) for name, least in SERVED.items()}
+        if not uri and (more := [name for name in served if served[name] > 1]):
+            raise ValueError(f"{more[0]} is {served[more[0]]} without uri: an embedded file has one. Leave it out.")
         import_pymilvus(embedded=not uri)
         if uri:
             MilvusConnection(uri, float(timeout)).close()
         drawn = {"_collection": f"{collection}_{secrets.token_hex(4)}", "_rows": source.rows}
         place = {"uri": uri, "collection": collection, "timeout_s": float(timeout), "consistency": consistency}
-        return {**place, "kind": kind, **numbers, **drawn}
+        return {**place, **served, "kind": kind, **numbers, **drawn}
 
     @classmethod
     def sound_options(cls, options: Mapping[str, Any]) -> bool:

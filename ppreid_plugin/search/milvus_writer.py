@@ -22,6 +22,7 @@ NUMBERS: dict[str, tuple[tuple[str, ...], int, str, bool]] = {
     "lists": (("ivf_flat",), 1024, "nlist", False),
     "probes": (("ivf_flat",), 32, "nprobe", True),
 }
+SERVED = {"shards": 1, "replicas": 1}  # what a server may have more of, and what records say that do not name it
 
 _BYTES_A_CALL = 2**24
 
@@ -45,7 +46,8 @@ class MilvusWriter(IndexWriter):
         metadata: Mapping[str, Any],
         replaces: Mapping[str, Any] | None,
     ) -> None:
-        self._folder, self._options, self._source, self._metadata = folder, options, source, metadata
+        self._folder, self._source, self._metadata = folder, source, metadata
+        self._options = {**SERVED, **options}
         self._name: str = options["_collection"]
         self._replaces = (replaces or {}).get("_collection")
         self._open: MilvusConnection | None = None
@@ -75,10 +77,12 @@ class MilvusWriter(IndexWriter):
             "create_collection",
             self._name,
             schema=schema,
-            index_params=index,
             consistency_level=STRONG,  # for other clients: a person who was deleted is found no more
             properties={f"ppreid.{name}": json.dumps(value) for name, value in self._metadata.items()},
+            num_shards=self._options["shards"],
         )
+        self._connection.call("create_index", self._name, index)
+        self._connection.load(self._name, self._options["replicas"])
 
     def resume(self, done: int) -> bool:
         """Return whether the rows that were written are all there."""

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,14 +172,77 @@ def test_a_consistency_that_is_asked_for_holds(tmp_path, drawn, server, monkeypa
     assert asked == [level]
 
 
-def test_an_index_from_before_there_was_a_consistency_opens(tmp_path, drawn, server):
-    build_index(drawn / "first", tmp_path / "i", backend="milvus", options={"uri": server})
+@pytest.mark.parametrize("where", ["embedded", "server"])
+def test_an_index_from_before_there_were_some_options_opens_and_deletes(tmp_path, drawn, server, where):
+    build_index(drawn / "first", tmp_path / "i", backend="milvus", options={"uri": server} if where == "server" else {})
     path = tmp_path / "i" / "index.json"
     record = json.loads(path.read_text())
-    del record["options"]["consistency"]
+    for name in ("consistency", "shards", "replicas"):
+        del record["options"][name]
     path.write_text(json.dumps(record))
     with open_index(tmp_path / "i") as index:
         assert len(index.search(np.ones((1, index.record.columns)), 20)[0]) == 20
+    assert delete_rows(tmp_path / "i", pids=[3]) == 4
+    with open_index(tmp_path / "i") as index:
+        assert 3 not in index.search(np.ones((1, index.record.columns)), 20)[0].pids
+
+
+def test_shards_and_replicas_are_the_servers(tmp_path, drawn, server, monkeypatch):
+    """A real server needs two query nodes for it."""
+    asked = {}
+    call = MilvusConnection.call
+
+    def spy(self, name, *arguments, **more):
+        asked[name] = more
+        return call(self, name, *arguments, **more)
+
+    monkeypatch.setattr(MilvusConnection, "call", spy)
+    options = {"uri": server, "shards": 3, "replicas": 2}
+    build_index(drawn / "first", tmp_path / "i", backend="milvus", options=options)
+    assert asked["create_collection"]["num_shards"] == 3
+    asked.clear()
+    with open_index(tmp_path / "i") as index:
+        assert index.count() == 24
+    assert "load_collection" not in asked  # an operator may hold it otherwise
+    connection = MilvusConnection(server, 3.0)
+    connection.call("release_collection", read_record(tmp_path / "i").options["_collection"])
+    connection.close()
+    with open_index(tmp_path / "i") as index:
+        assert index.count() == 24
+    assert asked["load_collection"]["replica_number"] == 2
+
+
+def test_loading_lasts_as_long_as_it_goes_on(monkeypatch):
+    states = iter([("NotLoad", 0), *(("Loading", percent) for percent in (10, 10, 60, 60)), ("Loaded", 100)])
+    clock = iter(np.arange(0.0, 1000.0, 40.0))
+    connection = loading(monkeypatch, lambda: next(states), lambda: next(clock))
+    connection.load("c", 1)
+    assert next(states, None) is None
+
+
+def test_loading_that_stands_still_is_told(monkeypatch):
+    clock = iter(np.arange(0.0, 1000.0, 40.0))
+    connection = loading(monkeypatch, lambda: ("Loading", 30), lambda: next(clock))
+    with pytest.raises(ConnectionError, match=r"has loaded 30 % of collection 'c' and no more for 60 s. Look whether"):
+        connection.load("c", 1)
+
+
+def loading(monkeypatch, state, clock):
+    """A connection to a server that loads as ``state`` says, at times that ``clock`` says."""
+    from pymilvus.client.types import LoadState
+
+    def call(name, *arguments, **more):
+        if name == "load_collection":
+            return None
+        kind, percent = state()
+        return {"state": LoadState[kind], "progress": percent}
+
+    connection = MilvusConnection.__new__(MilvusConnection)
+    connection._place, connection._loaded, connection.call = "http://there", LoadState.Loaded, call
+    monkeypatch.setattr(
+        "ppreid_plugin.search.milvus_client.time", SimpleNamespace(monotonic=clock, sleep=lambda s: None)
+    )
+    return connection
 
 
 @pytest.mark.parametrize("where", ["embedded", "server"])
@@ -558,6 +622,8 @@ def test_the_token_is_used_and_never_written(tmp_path, drawn, server, monkeypatc
         ({"timeout_s": 0}, "timeout_s is 0, must be a number of seconds > 0"),
         ({"consistency": "weak"}, "consistency is 'weak'; allowed: auto, strong, bounded"),
         ({"consistency": "bounded"}, "consistency is 'bounded' without uri: an embedded file never lags"),
+        ({"replicas": 2}, "replicas is 2 without uri: an embedded file has one"),
+        ({"shards": 0}, "shards is 0, must be a whole number >= 1"),
     ],
 )
 def test_options_are_checked(options, message):
