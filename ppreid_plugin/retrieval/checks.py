@@ -22,7 +22,7 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 _LARGEST = 2**63 - 1
 _LONGEST = 10**7
-_SUMMED = 2**20  # numbers at once
+_AT_ONCE, _AT_ONCE_ON_DEVICE = 2**20, 2**24  # numbers; a GPU is filled by fewer calls
 _ROWS_NAMED = 5
 
 
@@ -136,12 +136,17 @@ def require_finite_pair(query: torch.Tensor, gallery: torch.Tensor) -> None:
     require_finite("gallery_features", gallery)
 
 
+def rows_at_once(columns: int, *, on_device: bool = False) -> int:
+    """Return how many rows of ``columns`` numbers a pass takes at a time whose copies must stay small."""
+    return max(1, (_AT_ONCE_ON_DEVICE if on_device else _AT_ONCE) // max(1, columns))
+
+
 def require_finite(name: str, matrix: torch.Tensor, *, infinity_allowed: bool = False) -> None:
     """Raise ValueError if a row of ``matrix`` holds NaN (or infinity), naming how many rows and the first few."""
     if matrix.is_cuda:
         if _within_bounds(matrix, infinity_allowed=infinity_allowed):
             return
-    elif all(math.isfinite(float(part.sum(dtype=torch.float64))) for part in matrix.split(_summed_at_once(matrix))):
+    elif all(math.isfinite(_sum(part)) for part in matrix.split(rows_at_once(matrix.shape[1]))):
         return  # the fast way out; it fails on NaN, infinity or overflow
     bad = torch.isnan(matrix).any(dim=1) if infinity_allowed else ~torch.isfinite(matrix).all(dim=1)
     rows = torch.nonzero(bad).flatten().tolist()
@@ -154,8 +159,8 @@ def require_finite(name: str, matrix: torch.Tensor, *, infinity_allowed: bool = 
         )
 
 
-def _summed_at_once(matrix: torch.Tensor) -> int:
-    return max(1, _SUMMED // matrix.shape[1])  # torch sums in float64 by way of a copy
+def _sum(part: torch.Tensor) -> float:
+    return float(part.sum(dtype=torch.float64))  # by way of a copy
 
 
 def _within_bounds(matrix: torch.Tensor, *, infinity_allowed: bool) -> bool:

@@ -11,10 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ppreid_plugin.retrieval.checks import IntArray
+from ppreid_plugin.retrieval.checks import IntArray, rows_at_once
 
-_AT_ONCE = 2**20  # numbers
-_AT_ONCE_ON_DEVICE = 2**24  # fewer calls, each of which fills it
 _PROBED = 16  # columns, a cache line: of features that are no codewords next to no row repeats another's
 
 
@@ -38,7 +36,7 @@ class EqualRows:
     def __init__(self, matrix: torch.Tensor) -> None:
         first = _first_alike_on_device(matrix) if matrix.is_cuda else _first_alike(matrix)
         later = np.flatnonzero(first != np.arange(len(matrix)))
-        step = max(1, _AT_ONCE // matrix.shape[1])
+        step = rows_at_once(matrix.shape[1])
         really = [  # two checksums may agree by chance
             (matrix[later[start : start + step]] == matrix[first[later[start : start + step]]]).all(dim=1).cpu().numpy()
             for start in range(0, len(later), step)
@@ -50,7 +48,7 @@ class EqualRows:
 
     def tie(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
         """Give equal rows equal scores, in place: (q, n), returned."""
-        step = max(1, _AT_ONCE // max(1, len(scores)))  # what is copied at a time stays small beside the scores
+        step = rows_at_once(len(scores))
         for start in range(0, len(self.later), step):
             span = slice(start, start + step)
             scores[:, self.later[span]] = scores[:, self.first[span]]
@@ -68,7 +66,7 @@ class EqualRows:
                 torch.from_numpy(self.later).to(scores.device),
                 torch.from_numpy(self.first).to(scores.device),
             )
-        step = max(1, _AT_ONCE_ON_DEVICE // max(1, len(scores)))
+        step = rows_at_once(len(scores), on_device=True)
         for later, first in zip(*(part.split(step) for part in self._tensors), strict=True):
             scores[:, later] = scores[:, first]
         return scores
@@ -76,8 +74,8 @@ class EqualRows:
 
 def _first_alike(matrix: torch.Tensor) -> IntArray:
     """Return for each row the first one with its checksum, (n,)."""
-    first = np.arange(len(matrix))
-    begun = torch.cat([_sums(part) for part in matrix[:, :_PROBED].split(_AT_ONCE // _PROBED)]).cpu().numpy()
+    first, begins = np.arange(len(matrix)), matrix[:, :_PROBED]
+    begun = torch.cat([_sums(part) for part in begins.split(rows_at_once(_PROBED))]).cpu().numpy()
     ordered = np.sort(begun)
     if not (ordered[1:] == ordered[:-1]).any():
         return first
@@ -94,7 +92,7 @@ def _first_alike_on_device(matrix: torch.Tensor) -> IntArray:
     begun = torch.sort(_sums(matrix[:, :_PROBED])).values
     if not bool((begun[1:] == begun[:-1]).any()):
         return np.arange(len(matrix))
-    step = max(1, _AT_ONCE_ON_DEVICE // matrix.shape[1])
+    step = rows_at_once(matrix.shape[1], on_device=True)
     sums, order = torch.sort(torch.cat([_sums(part) for part in matrix.split(step)]), stable=True)
     new = torch.ones(len(sums), dtype=torch.bool, device=matrix.device)
     torch.ne(sums[1:], sums[:-1], out=new[1:])
@@ -106,7 +104,7 @@ def _first_alike_on_device(matrix: torch.Tensor) -> IntArray:
 
 def _checksums(matrix: torch.Tensor, rows: IntArray) -> IntArray:
     """Return a number for each of these rows, (k,), that is the same for equal rows, and hardly ever for others."""
-    parts = torch.from_numpy(rows).to(matrix.device).split(max(1, _AT_ONCE // max(1, matrix.shape[1])))
+    parts = torch.from_numpy(rows).to(matrix.device).split(rows_at_once(matrix.shape[1]))
     sums = [_sums(matrix[part]) for part in parts]
     return torch.cat(sums).cpu().numpy() if sums else rows
 

@@ -14,13 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ppreid_plugin.retrieval.checks import IntArray, positive_mebibytes
+from ppreid_plugin.retrieval.checks import IntArray, positive_mebibytes, rows_at_once
 from ppreid_plugin.retrieval.counting import Matches, Scores, add_above
 from ppreid_plugin.retrieval.equal_rows import EqualRows
 from ppreid_plugin.retrieval.scoring import LEAST_MB, Products
 
 _COLUMNS = 8192  # of a part, at least: of fewer, products take longer
-_TIED = 2**20  # scores that are copied at a time
 _MANY = 512  # queries at once from which on more of them make a product no faster
 
 
@@ -96,6 +95,6 @@ def _within(places: IntArray, rows: slice) -> IntArray:
 def _tie(scores: Scores, of_kinds: Scores, kind_of: IntArray) -> None:
     """Give the columns whose rows are repeated the score of their kind."""
     columns = np.flatnonzero(kind_of >= 0)
-    step = max(1, _TIED // len(scores))
+    step = rows_at_once(len(scores))
     for some in (columns[start : start + step] for start in range(0, len(columns), step)):
         scores[:, some] = of_kinds[:, kind_of[some]]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ppreid_plugin.retrieval.checks import positive_mebibytes, require_finite_pair
+from ppreid_plugin.retrieval.checks import positive_mebibytes, require_finite_pair, rows_at_once
 from ppreid_plugin.retrieval.distances import normalize_rows, ordinary_norms
 from ppreid_plugin.retrieval.equal_rows import EqualRows
 
@@ -27,7 +27,6 @@ Norms: TypeAlias = tuple[torch.Tensor, torch.Tensor] | tuple[()]  # of the rows 
 _COPIED = 128 * 2**20  # bytes of a gallery that is copied
 _QUERIES = 128  # a product of fewer rows packs the gallery for longer than it multiplies
 _BLOCK = 2**18  # gallery rows a product: few queries with more took 1.3 times as long (measured, two cores)
-_SQUARED, _SQUARED_ON_DEVICE = 2**20, 2**24  # numbers that are multiplied at once beside the products
 LEAST_MB, _MOST_MB = 72.0, 256.0  # the least: three chunks of Market-1501's queries
 _DEVICE_MB = 1024.0  # on a GPU that counts as well: few chunks, each of which fills it
 _LEAST_LARGEST, _MOST_LARGEST = 1e-9, 1e9  # numbers between which sums of a row's squares stay within float32
@@ -103,7 +102,7 @@ class Products:
 
     def pairs(self, queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Return the score of each of these queries and its row, (k,), summed in float64."""
-        step = max(1, _SQUARED // self.query.shape[1])
+        step = rows_at_once(self.gallery.shape[1])
         found = torch.empty(len(rows), dtype=self.query.dtype, device=self.query.device)
         for out, query, row in zip(found.split(step), queries.split(step), rows.split(step), strict=True):
             out.copy_((self.query[query].double() * self.gallery[row].double()).sum(dim=1))
@@ -214,8 +213,8 @@ def _numbers(
         return norms if ordinary is not None or ordinary_norms(norms) else None
     if ordinary is None and not _LEAST_LARGEST < _largest(query, gallery) < _MOST_LARGEST:
         return None
-    step = max(1, (_SQUARED_ON_DEVICE if gallery.is_cuda else _SQUARED) // gallery.shape[1])
-    return torch.cat([part.square().sum(dim=1) for part in gallery.split(step)]).div_(2)  # of norms they would round
+    parts = gallery.split(rows_at_once(gallery.shape[1], on_device=gallery.is_cuda))
+    return torch.cat([part.square().sum(dim=1) for part in parts]).div_(2)  # squares of norms would be rounded
 
 
 def _lift(

@@ -143,7 +143,7 @@ def test_equal_rows_are_found_and_tied_as_on_the_cpu(monkeypatch):
             expected = equal.tie(scores.numpy().copy())
             with monkeypatch.context() as patch:
                 patch.setattr(equal_rows, "_first_alike", equal_rows._first_alike_on_device)
-                patch.setattr(equal_rows, "_AT_ONCE_ON_DEVICE", 7)
+                patch.setattr(checks, "_AT_ONCE_ON_DEVICE", 7)
                 there = equal_rows.EqualRows(matrix)
                 np.testing.assert_array_equal(there.later, equal.later)
                 np.testing.assert_array_equal(there.first, equal.first)

@@ -112,6 +112,7 @@ def test_how_a_gallery_is_divided():
         return parts_of(memory_mb, query, gallery, kinds)
 
     assert divided(None, 15_913) is None  # 1,186 queries at once
+    assert divided(None, 30_000) is None  # 629
     assert divided(None, 10**6) == Parts(1684, 11_112)  # 71.4 MiB
     assert divided(None, 10**6, queries=100) == Parts(100, 10**6 // 6 + 1)  # 63.6 MiB
     assert divided(None, 10**6, queries=10) is None  # 18 fit as a whole
