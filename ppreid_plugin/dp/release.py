@@ -99,17 +99,9 @@ def draw_release(
         FileExistsError: ``out`` or ``truth_out`` exists.
         LedgerError: ledger or stored release were changed.
     """
-    out = Path(out).absolute()
-    truth = None if truth_out is None else Path(truth_out).absolute()
     if append and new_release:
         raise ValueError("append adds to the stored release and new_release draws another one: choose one.")
-    if truth is not None:
-        _require_apart(truth, out)
-    if out.is_symlink() and out.exists():
-        out = out.resolve()  # a link cannot make room for what is appended
-    _require_own_place("out", out, ledger, why="that is to be kept private, and a release is published")
-    if truth is not None:
-        _require_own_place("truth_out", truth, ledger, why="it could take the place of the ledger's files")
+    out, truth = _own_places(out, truth_out, ledger)
     with ledger.locked():
         parts = list(ledger.parts().values())
         _tidy(parts)
@@ -141,7 +133,7 @@ def draw_release(
         plan.terms.require_current()
         for name, path in (("out", out), ("truth_out", truth)):
             if path is not None:
-                _require_writable(name, path, f".{request.name}-0000+0000.00000000.tmp")
+                _require_writable(name, path, longest=_longest_beside(path, request.name))
         _require_room(out, plan, earlier)
         part = None
         # still under the lock: whoever finds a reservation without a commit knows that its process is gone
@@ -178,6 +170,11 @@ def rest_folder(out: Path, part: Part) -> Path:
 
 def _beside(out: Path, part: Part, what: str) -> Path:
     return out.with_name(f".{out.name}.{part.reservation}.{part.mac[:8]}.{what}")
+
+
+def _longest_beside(out: Path, release: str) -> str:
+    """Return a name as long as the longest that `_beside` makes of a release of this name."""
+    return f".{out.name}.{release}-0000+0000.{'0' * 8}.tmp"
 
 
 def set_in_place(temporary: Path, out: Path, part: Part) -> None:
@@ -280,6 +277,20 @@ def _is_appended_to(out: Path, temporary: Path) -> bool:
         return False
 
 
+def _own_places(out: str | Path, truth_out: str | Path | None, ledger: Ledger) -> tuple[Path, Path | None]:
+    """Return where release and map go; ValueError if that is in the ledger, another release or one in the other."""
+    out = Path(out).absolute()
+    truth = None if truth_out is None else Path(truth_out).absolute()
+    if truth is not None:
+        _require_apart(truth, out)
+    if out.is_symlink() and out.exists():
+        out = out.resolve()  # a link cannot make room for what is appended
+    _require_own_place("out", out, ledger, why="that is to be kept private, and a release is published")
+    if truth is not None:
+        _require_own_place("truth_out", truth, ledger, why="it could take the place of the ledger's files")
+    return out, truth
+
+
 def _require_own_place(name: str, path: Path, ledger: Ledger, *, why: str) -> None:
     """Raise ValueError if ``path`` lies in the ledger's folder or in a release."""
     above = list(path.resolve().parents)
@@ -317,14 +328,14 @@ def _require_as_stored(release: Release, terms: ReleaseTerms, truth: Path | None
         load_maps_of(manifest["parts"], [truth], flag="truth_out")
 
 
-def _require_writable(name: str, path: Path, ending: str) -> None:
-    """Raise ValueError if nothing can be written beside ``path``, with ``ending`` too: that must not cost a budget."""
+def _require_writable(name: str, path: Path, *, longest: str) -> None:
+    """Raise ValueError if nothing can be written beside ``path`` under the name ``longest``: it must cost no budget."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
-        longest = os.pathconf(path.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
-        if len(os.fsencode(f".{path.name}{ending}")) > longest:
+        allowed = os.pathconf(path.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+        if len(os.fsencode(longest)) > allowed:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     except OSError as error:
         raise ValueError(
