@@ -97,7 +97,22 @@ def check(cfg: CfgNode) -> None:
         path = str(cfg.model[option])
         if path and not path.startswith(PREFIX) and not os.path.isfile(path):
             raise FileNotFoundError(f"model.{option} is '{path}', which does not exist.")
+    _warn_if_nothing_is_chosen(cfg)
     _check_writable(cfg.data.save_dir)
+
+
+def _warn_if_nothing_is_chosen(cfg: CfgNode) -> None:
+    """Say that people are held out for nothing where only the last epoch is evaluated."""
+    if cfg.test.evaluate or not cfg.privacy.validation.ids_fraction or cfg.train.max_epoch < 2:
+        return
+    before_last = range(max(1, cfg.test.start_eval), cfg.train.max_epoch)
+    if cfg.test.eval_freq <= 0 or not any(epoch % cfg.test.eval_freq == 0 for epoch in before_last):
+        _log.warning(
+            "privacy.validation.ids_fraction is %s, and test.eval_freq %s evaluates no epoch before the last: none "
+            "is chosen on these people. To choose one, append: test.eval_freq 1",
+            cfg.privacy.validation.ids_fraction,
+            cfg.test.eval_freq,
+        )
 
 
 def build_datamanager(cfg: CfgNode) -> Any:

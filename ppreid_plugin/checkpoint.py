@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import os
 import pickle
 import re
 import shutil
@@ -18,7 +20,7 @@ from torch import nn
 from . import ranks
 from .dp.journal import write_file
 from .features import unwrap
-from .training_log import TRAINING_LOG, TRAINING_PICTURE
+from .training_log import TRAINING_LOG, TRAINING_PICTURE, read_training_log, write_training_log
 
 # rank1 of checkpoints that torchreid wrote is a numpy scalar, under numpy 1 with the module's former name
 _SCALAR = np.float32(0).__reduce__()[0]
@@ -29,8 +31,10 @@ _NUMPY_TYPES: list[Any] = [
     np.dtypes.Float32DType,
     np.dtypes.Float64DType,
 ]
-LAST_FILE = "model-last.pth.tar"  # in the folder of each module: its state after the latest epoch
-BEST_MODEL = "model-best.pth.tar"  # there too: that of the best epoch, as torchreid calls it
+# in the folder of each module: its state after an epoch (a number follows), after the latest and after the best one
+EPOCH_FILE = "model.pth.tar-"
+LAST_FILE = "model-last.pth.tar"
+BEST_MODEL = "model-best.pth.tar"
 BEST_FILE = "best.json"  # beside the modules' folders: epoch and mAP of the best checkpoint on validation people
 STATES_FILE = "components.json"  # there too: what components keep beside their modules, by epoch and name
 
@@ -110,7 +114,8 @@ def resume(engine: Any, path: str | Path, *, save_dir: str | Path | None = None)
     Args:
         engine: an engine made by ``with_privacy``; every registered module is loaded from its own folder.
         path: the checkpoint of the model.
-        save_dir: folder that the run goes on in, to which the best weights so far come along; None: none.
+        save_dir: folder that the run goes on in, to which the best weights and the curves so far come along; an
+            earlier training there is set aside. None: none.
 
     Returns:
         The epoch to start from (N).
@@ -143,8 +148,8 @@ def resume(engine: Any, path: str | Path, *, save_dir: str | Path | None = None)
         engine._scheds[name].load_state_dict(checkpoint["scheduler"])
     epoch = int(loaded["model"]["epoch"])
     engine.best = best_until(engine, path.parent.parent, epoch)
-    if engine.best is not None and save_dir is not None and ranks.is_first():
-        _take_best_along(engine, path.parent.parent, Path(save_dir))
+    if save_dir is not None and ranks.is_first():
+        _take_along(engine, path.parent.parent, Path(save_dir), epoch)
     engine.epoch = epoch - 1  # where nothing is left to train, torchreid saves under this one
     _take_small_states(engine, path.parent.parent / STATES_FILE, epoch)
     return epoch
@@ -185,46 +190,96 @@ def best_until(engine: Any, folder: Path, epoch: int) -> dict[str, float] | None
         raise CheckpointError(
             f"'{path}' cannot be read ({error}). Remove it: the best epoch is then a later one."
         ) from None
-    there = all((folder / name / BEST_MODEL).is_file() for name in engine.get_model_names())
-    return found if found["epoch"] <= epoch and there else None
+    if found["epoch"] > epoch:
+        return None
+    if lost := [name for name in engine.get_model_names() if best_weights(folder, name, found["epoch"]) is None]:
+        _log.warning(
+            "'%s' says that epoch %d is the best on validation people, and there are no weights of it of %s: the best "
+            "epoch is a later one.",
+            path,
+            found["epoch"],
+            ", ".join(lost),
+        )
+        return None
+    return found
 
 
-def _take_best_along(engine: Any, folder: Path, save_dir: Path) -> None:
-    """Copy the best weights so far to the folder in which a run goes on."""
+def best_weights(folder: Path, name: str, epoch: float) -> Path | None:
+    """Return the checkpoint of a module after its best epoch.
+
+    A run that was stopped while it wrote may have left those of another epoch as the best: ``best.json`` is written
+    last, and what it says counts.
+    """
+    for path in (folder / name / BEST_MODEL, folder / name / f"{EPOCH_FILE}{epoch:.0f}"):
+        if path.is_file() and load_checkpoint(path, option="data.save_dir").get("epoch") == epoch:
+            return path
+    return None
+
+
+def _take_along(engine: Any, folder: Path, save_dir: Path, epoch: int) -> None:
+    """Copy best weights, curves and small states up to an epoch to another folder, in which a run goes on."""
     if save_dir.resolve() == folder.resolve():
         return
-    for name in engine.get_model_names():
-        (save_dir / name).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name / BEST_MODEL, save_dir / name / BEST_MODEL)
-    keep_best(save_dir, engine.best)
+    set_aside(save_dir)
+    if engine.best is not None:
+        found = {name: best_weights(folder, name, engine.best["epoch"]) for name in engine.get_model_names()}
+        keep_best(save_dir, engine.best, {name: path for name, path in found.items() if path is not None})
+    if (path := folder / TRAINING_LOG).is_file():
+        lines = [line for line in read_training_log(path) if line["epoch"] <= epoch]
+        write_training_log(save_dir / TRAINING_LOG, lines)
+    if (path := folder / STATES_FILE).is_file():
+        states = {number: state for number, state in _read_states(path).items() if int(number) <= epoch}
+        _write_states(save_dir / STATES_FILE, states)
 
 
-def load_best(engine: Any, folder: Path) -> None:
-    """Load the weights of all registered modules that validation people chose in the run of a folder."""
+def load_best(engine: Any, folder: Path, epoch: int) -> None:
+    """Load the weights of all registered modules after the epoch that validation people chose in a folder's run.
+
+    Raises:
+        CheckpointError: they are gone.
+    """
     for name in engine.get_model_names():
-        state = load_checkpoint(folder / name / BEST_MODEL, option="data.save_dir")["state_dict"]
-        unwrap(engine._models[name]).load_state_dict(state)
+        if (path := best_weights(folder, name, epoch)) is None:
+            raise CheckpointError(
+                f"data.save_dir '{folder}' holds no weights of '{name}' after epoch {epoch}, the best on validation "
+                "people: deleted meanwhile. Train again."
+            )
+        unwrap(engine._models[name]).load_state_dict(load_checkpoint(path)["state_dict"])
 
 
 def set_aside(folder: Path) -> None:
-    """Rename what an earlier training left in a folder and a new one would pass for its own; ``.earlier`` is behind it.
+    """Move what an earlier training left in a folder into one of its own, ``earlier-N``, from which it can go on.
 
-    The best weights and which epoch they are of, curves and pictures. Checkpoints of epochs are written over.
+    Checkpoints of all its modules, best epoch, curves, pictures and figures: of none may a new training pass for.
     """
-    names = (BEST_FILE, f"*/{BEST_MODEL}", TRAINING_LOG, TRAINING_PICTURE, "reconstructions_*.png")
-    found = [path for name in names for path in folder.glob(name) if path.is_file()]
+    modules = {path.parent for path in folder.glob("*/model*.pth.tar*")}
+    names = (BEST_FILE, STATES_FILE, TRAINING_LOG, TRAINING_PICTURE, "reconstructions_*.png")
+    found = sorted(modules) + [path for name in names for path in folder.glob(name) if path.is_file()]
+    if not found:
+        return
+    found += folder.glob("metrics*.json")
+    number = next(number for number in itertools.count(1) if not os.path.lexists(folder / f"earlier-{number}"))
+    aside = folder / f"earlier-{number}"
+    aside.mkdir()
     for path in found:
-        path.replace(path.with_name(f"{path.name}.earlier"))
-    if found:
-        _log.warning(
-            "'%s' holds an earlier training: %s renamed to .earlier. Use another data.save_dir to keep runs apart.",
-            folder,
-            ", ".join(path.relative_to(folder).as_posix() for path in found),
-        )
+        path.replace(aside / path.name)
+    _log.warning(
+        "'%s' holds an earlier training: moved to '%s' (%s). Use another data.save_dir to keep runs apart.",
+        folder,
+        aside,
+        ", ".join(path.name for path in found),
+    )
 
 
-def keep_best(folder: Path, best: Mapping[str, float]) -> None:
-    """Write which epoch is the best on validation people, complete or not at all."""
+def keep_best(folder: Path, best: Mapping[str, float], weights: Mapping[str, Path]) -> None:
+    """Keep each module's checkpoint after the best epoch as ``model-best``, and write last which epoch that is."""
+    copies = {}
+    for name, path in weights.items():
+        copies[folder / name / BEST_MODEL] = temporary = folder / name / f".{BEST_MODEL}.tmp"
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, temporary)
+    for path, temporary in copies.items():
+        temporary.replace(path)
     write_file(folder / BEST_FILE, (json.dumps(dict(best)) + "\n").encode("utf-8"))
 
 
@@ -249,7 +304,7 @@ def keep_last(engine: Any, folder: Path, epoch: int) -> None:
 
 def keep_small_states(engine: Any, folder: Path, epoch: int) -> None:
     """Write what the components keep beside their modules after ``epoch`` epochs, beside what is there of others."""
-    states = {_name_of(component): state for component in engine.components if (state := component.small_state())}
+    states = {name_of(component): state for component in engine.components if (state := component.small_state())}
     if not states:
         return
     path = folder / STATES_FILE
@@ -257,7 +312,7 @@ def keep_small_states(engine: Any, folder: Path, epoch: int) -> None:
         kept = _read_states(path)
     except ValueError:  # of an earlier run; this one does not need it
         kept = {}
-    write_file(path, (json.dumps({**kept, str(epoch): states}, indent=1) + "\n").encode("utf-8"))
+    _write_states(path, {**kept, str(epoch): states})
 
 
 def modules_left_out(engine: Any, path: str | Path) -> list[str]:
@@ -274,7 +329,7 @@ def _take_small_states(engine: Any, path: Path, epoch: int) -> None:
     try:
         states = _read_states(path).get(str(epoch), {})
         for component in engine.components:
-            if (state := states.get(_name_of(component))) is not None:
+            if (state := states.get(name_of(component))) is not None:
                 component.take_small_state(state)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -290,7 +345,12 @@ def _read_states(path: Path) -> dict[str, Any]:
     return content
 
 
-def _name_of(component: Any) -> str:
+def _write_states(path: Path, states: Mapping[str, Any]) -> None:
+    write_file(path, (json.dumps(states, indent=1) + "\n").encode("utf-8"))
+
+
+def name_of(component: Any) -> str:
+    """Return what a component is called in records."""
     return str(getattr(component, "name", type(component).__name__))
 
 

@@ -175,7 +175,7 @@ def _train(cfg: CfgNode, argv: Sequence[str]) -> dict[str, Any]:
         record = {
             "command": ["tools/train.py", *argv],
             "targets": {target: result_to_dict(result) for target, result in engine.results.items()},
-            "chosen_on": _chosen_on(engine, cfg),
+            "chosen_on": _GIVEN if cfg.test.evaluate else engine.chosen_on,
             "best": engine.best,
             "seed": cfg.train.seed,
             "processes": ranks.world_size(),
@@ -322,12 +322,6 @@ def _record_path(cfg: CfgNode) -> Path:
     except (ValueError, KeyError, TypeError):
         return path
     return path if chosen_on == _GIVEN else path.with_name("metrics-test.json")
-
-
-def _chosen_on(engine: Any, cfg: CfgNode) -> str:
-    if cfg.test.evaluate:
-        return _GIVEN
-    return "validation people" if engine.best else "nothing: the last epoch"
 
 
 def _hint(word: str) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ranks
-from .checkpoint import LAST_FILE, keep_best, keep_last, keep_small_states, load_best, set_aside
+from .checkpoint import EPOCH_FILE, keep_best, keep_last, load_best, name_of, set_aside
 from .components import Batch, Component, Context
 from .data.validation import VALIDATION, training_set_for_features
 from .distributed import NoWriter, average_gradients, share_module
@@ -33,6 +32,8 @@ from .evaluation import TargetResult
 from .features import FeatureTap, probe_shapes, unwrap
 from .testing import EvaluationMixin
 from .training import TrainingMixin, normalization
+
+VALIDATION_PEOPLE = "validation people"
 
 
 class _Stateless:
@@ -57,6 +58,7 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
 
     Args:
         components: `Component` objects, in order; an adversary that reads the reconstruction comes after its decoder.
+            Those that train have names of their own.
         amp: bfloat16 autocast of the model's forward pass.
         exclude_same_camera: evaluation drops gallery rows of the query's pid and camera (the Market-1501 protocol).
         fast_extraction: evaluation extracts with a copy of the model made for inference (`inference_copy`).
@@ -66,9 +68,11 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
         components: as given.
         results: figures of the latest ``test``, by target name (`TargetResult`).
         best: ``{"epoch", "mAP"}`` of the best checkpoint on validation people so far, or None.
+        evaluated: epochs that ``best`` was chosen among.
 
     Raises:
-        ValueError: the model's outputs do not fit the engine, or its feature cannot be read.
+        ValueError: the model's outputs do not fit the engine, or its feature cannot be read; two components of one
+            name.
     """
 
     def __init__(
@@ -89,11 +93,13 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
         self.feature_cache = feature_cache
         self.results: dict[str, TargetResult] = {}
         self.best: dict[str, float] | None = None
+        self.evaluated: set[int] = set()
         self._save_dir: Path | None = None
         self._replaying = False
         self._batch: Batch | None = None
         self._tap: FeatureTap | None = None
         _check_model_fits(self)
+        _check_names([component for component in self.components if component.in_training])
         if any(component.in_training for component in self.components):
             tap, context = FeatureTap(self.model), self._context()
             with tap.unhooked():  # a copy of the encoder must not report to it
@@ -101,6 +107,8 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
                     component.build(context)
             for component in self.components:
                 for name, trainable in component.trainables().items():
+                    if name in self.get_model_names():  # type: ignore[attr-defined]
+                        raise _twice(name)
                     self.register_model(name, *trainable)
                     share_module(trainable.module)
                     average_gradients(trainable.optimizer)
@@ -163,8 +171,17 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
         if not chosen or chosen == self.epoch + 1:
             return
         print(f"=> Test of epoch {chosen:.0f}, the best on validation people")
-        load_best(self, Path(save_dir))
+        load_best(self, Path(save_dir), int(chosen))
         self.test(save_dir=str(save_dir), **kwargs)
+
+    @property
+    def chosen_on(self) -> str:
+        """On whom the epoch was chosen whose weights a `run` results in."""
+        if self.best is None:
+            return "nothing: the last epoch"
+        if len({*self.evaluated, int(self.best["epoch"])}) == 1:
+            return "nothing: the last epoch, the only one that was evaluated"
+        return VALIDATION_PEOPLE
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         """Train one epoch and, in a `run`, keep what it made: torchreid's own saves nothing before an evaluation."""
@@ -182,15 +199,16 @@ class PrivacyMixin(TrainingMixin, EvaluationMixin):
         validation = self.results.get(VALIDATION)
         if validation is not None and (self.best is None or validation.clean.mAP > self.best["mAP"]):
             self.best = {"epoch": epoch + 1, "mAP": validation.clean.mAP}
-            is_best = True
         # a numpy float makes a checkpoint that torch.load refuses (weights_only)
         super().save_model(epoch, float(rank1), save_dir, is_best=is_best)  # type: ignore[misc]
-        for name in self.get_model_names():  # type: ignore[attr-defined]
-            folder = Path(save_dir, name)
-            shutil.copyfile(folder / f"model.pth.tar-{epoch + 1}", folder / LAST_FILE)
-        keep_small_states(self, Path(save_dir), epoch + 1)
+        folder = Path(save_dir)
+        keep_last(self, folder, epoch + 1)
+        if validation is not None:
+            self.evaluated.add(epoch + 1)
         if self.best is not None:
-            keep_best(Path(save_dir), self.best)
+            if self.best["epoch"] == epoch + 1:
+                names = self.get_model_names()  # type: ignore[attr-defined]
+                keep_best(folder, self.best, {name: folder / name / f"{EPOCH_FILE}{epoch + 1}" for name in names})
             print(f"Best on validation people: epoch {self.best['epoch']:.0f}, mAP {self.best['mAP']:.1%}")
 
 
@@ -216,6 +234,20 @@ def with_privacy(engine_class: type) -> Any:
     if issubclass(engine_class, PrivacyMixin):
         return engine_class
     return type(f"Private{engine_class.__name__}", (PrivacyMixin, engine_class), {"__doc__": engine_class.__doc__})
+
+
+def _check_names(components: Sequence[Component]) -> None:
+    """Refuse components of one name: the one would take the other's place among losses, modules and checkpoints."""
+    names = [name_of(component) for component in components]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise _twice(twice[0])
+
+
+def _twice(name: str) -> ValueError:
+    return ValueError(
+        f"two components are called {name!r}; one would take the other's place among losses and checkpoints. Give one "
+        "of them another name (an adversary: name='...'), or leave it out."
+    )
 
 
 def _check_model_fits(engine: Any) -> None:

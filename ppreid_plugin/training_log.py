@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,14 @@ class EpochLog:
         path = Path(self.folder, TRAINING_LOG)
         earlier = [line for line in read_training_log(path) if line["epoch"] < self.epoch] if path.is_file() else []
         means = {name: sum(values) / len(values) for name, values in self._values.items()}
-        lines = [*earlier, {"epoch": self.epoch, **means}]
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        os.replace(temporary, path)
+        write_training_log(path, [*earlier, {"epoch": self.epoch, **means}])
+
+
+def write_training_log(path: Path, lines: Sequence[Mapping[str, float]]) -> None:
+    """Write the lines, complete or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def read_training_log(path: str | Path) -> list[dict[str, float]]:

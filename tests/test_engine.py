@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ppreid_plugin import Component, DeIDDecoder, DPGallery, IdentityAdversary, arguments, build, with_privacy
-from ppreid_plugin.checkpoint import LAST_FILE, CheckpointError
+from ppreid_plugin.checkpoint import LAST_FILE, CheckpointError, load_best
 from ppreid_plugin.components import Trainable
 from ppreid_plugin.config import ConfigError
 from ppreid_plugin.data.validation import VALIDATION
@@ -402,14 +402,133 @@ def test_a_new_training_does_not_pass_an_earlier_ones_best_for_its_own(make_engi
     (folder / "reconstructions_x.png").write_bytes(b"png")
     second = make_engine("train.max_epoch", 1)
     run_engine(second)
-    assert "holds an earlier training: best.json, " in caplog.text
-    assert not list(folder.glob("**/model-best.pth.tar"))
+    assert (
+        f"holds an earlier training: moved to '{folder / 'earlier-1'}' (deid_decoder, model, best.json" in caplog.text
+    )
+    assert not list(folder.glob("*/model-best.pth.tar"))
+    assert not (folder / "deid_decoder").exists()
     assert not (folder / "training.jsonl").exists()
     assert not (folder / "reconstructions_x.png").exists()
-    assert (folder / "best.json.earlier").read_bytes() == best
-    assert (folder / "model" / "model-best.pth.tar.earlier").read_bytes() == kept
+    aside = folder / "earlier-1"
+    assert (aside / "best.json").read_bytes() == best
+    assert (aside / "model" / "model-best.pth.tar").read_bytes() == kept
     again = make_engine("train.max_epoch", 2, "model.resume", folder / "model" / LAST_FILE)
     assert again.best is None
+    assert "also trained" not in caplog.text  # the decoder is the earlier training's
+    went_on = make_engine(
+        *options,
+        *("privacy.validation.ids_fraction", 0.4, "train.max_epoch", 3, "model.resume", aside / "model" / LAST_FILE),
+    )
+    assert went_on.cfg.train.start_epoch == 2
+    assert (folder / "earlier-2" / "model").is_dir()  # of the second
+
+
+def test_what_the_record_says_is_the_best_epoch_counts(make_engine, run_engine, monkeypatch, caplog):
+    """A run that is stopped while it writes the best weights leaves those of another epoch, or a record before them."""
+    options = ("privacy.deid.enabled", True, "privacy.validation.ids_fraction", 0.4, "test.eval_freq", 1)
+    engine = make_engine(*options, "train.max_epoch", 3)
+    run_engine(engine)
+    folder = Path(engine.cfg.data.save_dir)
+    kept = {name: torch.load(folder / name / "model.pth.tar-1", weights_only=True) for name in engine.get_model_names()}
+    (folder / "best.json").write_text('{"epoch": 1, "mAP": 0.99}')
+    shutil.copyfile(folder / "model" / "model.pth.tar-3", folder / "model" / "model-best.pth.tar")
+    again = make_engine(*options, "train.max_epoch", 4, "model.resume", folder / "model" / LAST_FILE)
+    assert again.best == {"epoch": 1, "mAP": 0.99}
+    load_best(again, folder, 1)
+    for name, checkpoint in kept.items():
+        state = again._models[name].state_dict()
+        assert all(torch.equal(state[key], value) for key, value in checkpoint["state_dict"].items())
+    (folder / "model" / "model.pth.tar-1").unlink()
+    later = make_engine(*options, "train.max_epoch", 4, "model.resume", folder / "model" / LAST_FILE)
+    assert later.best is None
+    assert "epoch 1 is the best on validation people, and there are no weights of it of model" in caplog.text
+    with pytest.raises(CheckpointError, match="holds no weights of 'model' after epoch 1, the best on validation"):
+        load_best(later, folder, 1)
+
+
+def test_the_record_of_the_best_epoch_is_written_after_its_weights(make_engine, run_engine, monkeypatch):
+    engine = make_engine("train.max_epoch", 1, "privacy.validation.ids_fraction", 0.4)
+
+    def stopped(path, data, **more):
+        assert torch.load(path.parent / "model" / "model-best.pth.tar", weights_only=True)["epoch"] == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ppreid_plugin.checkpoint.write_file", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_engine(engine)
+
+
+def test_a_stop_while_the_latest_state_is_written_leaves_the_one_before(make_engine, run_engine, monkeypatch):
+    engine = make_engine("train.max_epoch", 2, "test.eval_freq", 1, "privacy.deid.enabled", True)
+    real = torch.save
+
+    def save(state, path):
+        real(state, path)
+        if state["epoch"] == 2 and LAST_FILE in str(path) and "deid_decoder" in str(path):
+            Path(path).write_bytes(Path(path).read_bytes()[:1000])
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        run_engine(engine)
+    last = Path(engine.cfg.data.save_dir) / "model" / LAST_FILE
+    assert (
+        make_engine("train.max_epoch", 2, "privacy.deid.enabled", True, "model.resume", last).cfg.train.start_epoch == 1
+    )
+
+
+def test_a_run_that_goes_on_in_another_folder_sets_aside_what_is_there(make_engine, run_engine, tmp_path):
+    options = ("privacy.deid.enabled", True, "train.max_epoch", 2, "test.eval_freq", 1)
+    first = make_engine(*options)
+    run_engine(first)
+    other = make_engine(*options, "train.seed", 9, "data.save_dir", tmp_path / "other")
+    run_engine(other)
+    mine, theirs = (Path(engine.cfg.data.save_dir) for engine in (first, other))
+    lines, others = ((folder / "training.jsonl").read_text().splitlines() for folder in (mine, theirs))
+    resumed = make_engine(
+        *options, "model.resume", mine / "model" / "model.pth.tar-1", "data.save_dir", theirs, "train.max_epoch", 3
+    )
+    assert (theirs / "training.jsonl").read_text().splitlines() == lines[:1]
+    assert (theirs / "earlier-1" / "training.jsonl").read_text().splitlines() == others
+    assert (theirs / "earlier-1" / "deid_decoder" / "model.pth.tar-2").is_file()
+    assert not (theirs / "model").exists()
+    run_engine(resumed)
+    assert [json.loads(line)["epoch"] for line in (theirs / "training.jsonl").read_text().splitlines()] == [1, 2, 3]
+    assert len((mine / "training.jsonl").read_text().splitlines()) == 2
+
+
+def test_components_of_one_name_are_refused(make_engine):
+    plain = make_engine()
+
+    def build_with(*components):
+        parts = {"optimizer": plain.optimizer, "scheduler": plain.scheduler, "use_gpu": False}
+        return with_privacy(torchreid_engine.ImageSoftmaxEngine)(
+            plain.datamanager, plain.model, components=components, **parts
+        )
+
+    with pytest.raises(ValueError, match="two components are called 'deid_decoder'; one would take the other's place"):
+        build_with(DeIDDecoder("pixelate"), DeIDDecoder("blur"))
+    with pytest.raises(ValueError, match="two components are called 'adversary_identity'"):
+        build_with(IdentityAdversary(input="feature"), IdentityAdversary(input="feature", seed=2))
+    with pytest.raises(ValueError, match="two components are called 'model'"):
+        build_with(IdentityAdversary(input="feature", name="model"))
+    other = IdentityAdversary(input="feature", seed=2, name="adversary_other")
+    engine = build_with(IdentityAdversary(input="feature"), other)
+    assert list(engine.get_model_names()) == ["model", "adversary_identity", "adversary_other"]
+
+
+def test_one_evaluation_chooses_nothing(make_engine, run_engine, caplog):
+    held_out = ("privacy.validation.ids_fraction", 0.4, "train.max_epoch", 2)
+    engine = make_engine(*held_out)
+    assert "test.eval_freq -1 evaluates no epoch before the last: none is chosen on these people" in caplog.text
+    run_engine(engine)
+    assert engine.best["epoch"] == 2
+    assert engine.chosen_on == "nothing: the last epoch, the only one that was evaluated"
+    caplog.clear()
+    engine = make_engine(*held_out, "test.eval_freq", 1)
+    assert "is chosen on these" not in caplog.text
+    run_engine(engine)
+    assert engine.chosen_on == "validation people"
 
 
 def test_research_noise_is_the_same_draw_each_time_and_never_moves_the_training(make_engine, run_engine):

@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 
 from .. import build
 from ..arguments import engine_run_arguments
-from ..checkpoint import BEST_MODEL, LAST_FILE, best_until, resume
+from ..checkpoint import LAST_FILE, best_until, best_weights, resume
 from ..cli import tee
 from ..dp.feature_files import model_fingerprint
 from ..report.record import environment, result_to_dict, write_json
@@ -104,13 +104,13 @@ def train(cfg: CfgNode, folder: Path) -> dict[str, Any]:
             engine.test = lambda *args, **kwargs: 0.0
         engine.run(**engine_run_arguments(cfg))
     write_training_curves(folder)
-    best = folder / "model" / BEST_MODEL
-    weights = best if engine.best and best.is_file() else folder / "model" / LAST_FILE
+    best = best_weights(folder, "model", engine.best["epoch"]) if engine.best else None
+    weights = best or folder / "model" / LAST_FILE
     record = {
         "epochs": cfg.train.max_epoch,
         "weights": weights.relative_to(folder).as_posix(),
         "fingerprint": model_fingerprint(str(weights)),
-        "chosen_on": "validation people" if engine.best else "nothing: the last epoch",
+        "chosen_on": engine.chosen_on,
         "targets": {target: result_to_dict(result) for target, result in engine.results.items()},
         "seconds_since_last_start": round(time.time() - start, 1),
         "environment": environment("cuda" if cfg.use_gpu else "cpu"),

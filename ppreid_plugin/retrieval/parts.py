@@ -70,7 +70,7 @@ def ranks_in_parts(
         starts = np.concatenate([[0], np.cumsum(own.counts)])
         asking = np.repeat(np.arange(number), own.counts)
         sought = products.pairs(torch.from_numpy(asking + first), torch.from_numpy(own.positives)).cpu().numpy()
-        of_kinds = products.write(queries, torch.from_numpy(kinds), buffer.new_empty(number, len(kinds))).cpu().numpy()
+        of_kinds = _scores_of(products, queries, kinds, buffer.new_empty(number, len(kinds)))
         repeated = kind_of[own.positives] >= 0
         sought[repeated] = of_kinds[asking[repeated], kind_of[own.positives[repeated]]]
         ranks = np.ones(len(own.positives), dtype=np.int64)
@@ -86,6 +86,14 @@ def ranks_in_parts(
             scores[own.ignoring[there], own.ignored[there] - start] = np.nan
             add_above(scores, own.positives - start, sought, starts, ranks, matches.compiled(scores.dtype))
         yield ranks, own.counts
+
+
+def _scores_of(products: Products, queries: slice, rows: IntArray, out: torch.Tensor) -> Scores:
+    """Write the scores of rows that lie anywhere; some at a time, as their features are copied."""
+    step = rows_at_once(products.gallery.shape[1])
+    for start in range(0, len(rows), step):
+        products.write(queries, torch.from_numpy(rows[start : start + step]), out[:, start : start + step])
+    return out.cpu().numpy()
 
 
 def _within(places: IntArray, rows: slice) -> IntArray:

@@ -146,6 +146,34 @@ def test_a_gallery_that_memory_does_not_hold_is_ranked_in_parts(monkeypatch, pro
     assert all(rows * columns * 4 <= 0.02 * 2**20 for rows, columns in used)
 
 
+@pytest.mark.parametrize("copied", [0, 2**27])
+def test_scores_of_pairs_are_summed_in_float64(copied):
+    """Far from the origin a sum in float32 would lose digits."""
+    rng = np.random.default_rng(7)
+    query, gallery = (torch.from_numpy(1000 + rng.normal(size=(n, 600))).float() for n in (4, 9))
+    made = scoring.Products(query, gallery, "cosine", copied=copied)
+    queries, rows = torch.arange(36) // 9, torch.arange(36) % 9
+    exact = (made.query.double() @ made.gallery.double().T).flatten()
+    exact = exact.float() if copied else exact.float() / torch.linalg.vector_norm(gallery, dim=1).repeat(4)
+    assert torch.equal(made.pairs(queries, rows), exact)
+
+
+def test_rows_that_are_repeated_are_copied_some_at_a_time(monkeypatch):
+    rng = np.random.default_rng(8)
+    gallery = rng.normal(size=(500, 16)).astype(np.float32)[np.arange(1000) % 500]
+    labels = rng.integers(0, 9, 20), rng.integers(0, 9, 1000), np.zeros(20, int), np.ones(1000, int)
+    query = rng.normal(size=(20, 16)).astype(np.float32)
+    expected = evaluate(query, gallery, *labels)
+    monkeypatch.setattr("ppreid_plugin.retrieval.checks._AT_ONCE", 16 * 70)
+    used = []
+    real = scoring.Products.write
+    monkeypatch.setattr(scoring.Products, "write", lambda self, *of: used.append(tuple(of[2].shape)) or real(self, *of))
+    in_parts(monkeypatch, 20, 300)
+    found = evaluate(query, gallery, *labels)
+    assert (found.mAP, found.mINP) == (expected.mAP, expected.mINP)
+    assert used[:8] == [*[(20, 70)] * 7, (20, 10)]
+
+
 def test_a_query_without_a_match_and_one_of_very_many(monkeypatch):
     monkeypatch.setattr(counting, "COMPILED_FROM", 0)
     rng = np.random.default_rng(6)
