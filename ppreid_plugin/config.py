@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import yaml
 from yacs.config import CfgNode
 
 from .config_files import ConfigError, read_config
@@ -134,7 +135,7 @@ def disable_privacy(cfg: CfgNode) -> None:
 
 
 def merge_options(cfg: CfgNode, options: list[str]) -> None:
-    """Merge ``KEY VALUE KEY VALUE ...`` from a command line into ``cfg``.
+    """Merge ``KEY VALUE KEY VALUE ...`` from a command line into ``cfg``; words of a list need no quotes: ``[a,b]``.
 
     Raises:
         ConfigError: an odd number of words, an unknown key or a value of the wrong type.
@@ -144,7 +145,25 @@ def merge_options(cfg: CfgNode, options: list[str]) -> None:
             f"options are KEY VALUE pairs, got {len(options)} words ending in '{options[-1]}'. Give that key a value."
         )
     for key, text in zip(options[::2], options[1::2], strict=True):
-        set_option(cfg, key, CfgNode._decode_cfg_value(text), source="the command line")
+        set_option(cfg, key, _decoded(key, text), source="the command line")
+
+
+def _decoded(key: str, text: str) -> Any:
+    """Return the value that a word of the command line stands for."""
+    value = CfgNode._decode_cfg_value(text)
+    is_list = key in OPTIONS and isinstance(OPTIONS[key][0], list)
+    if not (is_list and isinstance(value, str) and value.startswith("[")):
+        return value
+    try:
+        words = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):  # ValueError: of what looks like a date
+        words = None
+    if not isinstance(words, list) or any(type(word) not in (str, int, float) for word in words):
+        raise ConfigError(
+            f"{key} in the command line is '{text}', which is no list of words. Write it as one word, such as [a,b] or "
+            "\"['a','b']\"."
+        )
+    return words
 
 
 def set_option(cfg: CfgNode, key: str, value: Any, *, source: str = "set_option") -> None:

@@ -43,6 +43,31 @@ def test_elements_of_lists_are_of_the_defaults_kind(key, value, wrong):
     assert cfg.data.norm_mean == [0, 0.5, 1]
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("privacy.adversary.names", "[attributes]", ["attributes"]),
+        ("privacy.adversary.names", "[identity:weight=0.5+lr=0.1, camera]", ["identity:weight=0.5+lr=0.1", "camera"]),
+        ("train.open_layers", "[fc,classifier]", ["fc", "classifier"]),
+        ("train.open_layers", "['fc', 'classifier']", ["fc", "classifier"]),
+        ("train.open_layers", "fc", ["fc"]),
+        ("data.transforms", "[]", []),
+        ("data.save_dir", "[log]", "[log]"),  # no list is meant
+    ],
+)
+def test_words_of_a_list_need_no_quotes(key, text, value):
+    cfg = get_default_config()
+    merge_options(cfg, [key, text])
+    assert get_option(cfg, key) == value
+
+
+@pytest.mark.parametrize("text", ["[a", "[a]]", "[a,,b]", "['a]", "[a: b]", "[on]", "[[a]]", "[2020-13-45]"])
+def test_what_looks_like_a_list_and_is_none_is_refused_with_the_form(text):
+    message = f"train.open_layers in the command line is '{text}', which is no list of words. Write it as one word"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        merge_options(get_default_config(), ["train.open_layers", text])
+
+
 CONFIGS = sorted(path for path in FOLDER.glob("im_*.yaml"))
 MODELS, LOSSES = ("osnet_x0_25", "osnet_x1_0", "resnet50"), ("softmax", "triplet")
 # what each preset is made of, and the keys that tell it from the others
@@ -214,6 +239,7 @@ def test_the_defaults_enable_nothing_private():
         (["privacy.gallery.epsilon", "nan"], "privacy.gallery.epsilon is nan, must be > 0"),
         (["privacy.deid.weight", "-1"], "privacy.deid.weight is -1.0, must be >= 0"),
         (["data.transforms", "['random_flipp']"], "data.transforms is 'random_flipp'; allowed: .*'random_flip'"),
+        (["data.transforms", "[random_flipp]"], "data.transforms is 'random_flipp'; allowed: .*'random_flip'"),
         (["loss.name", "arcface"], "loss.name is 'arcface'; allowed: softmax, triplet"),
         (["data.type", "audio"], "data.type is 'audio'; allowed: image, video"),
         (["train.optim", "adamw"], "train.optim is 'adamw'; allowed: .*Did you mean 'adam'?"),
