@@ -37,7 +37,7 @@ from .dp.feature_files import model_fingerprint
 from .dp.gallery import DPGallery
 from .dp.stored_gallery import StoredGallery
 from .engine import with_privacy
-from .features import UNSUPPORTED_MODELS
+from .features import UNSUPPORTED_MODELS, unwrap
 from .registry import check_arguments, closest
 from .suppression import (
     ADVERSARIES,
@@ -304,6 +304,10 @@ def build_engine(cfg: CfgNode) -> Any:
     Returns:
         An engine whose ``run(**engine_run_arguments(cfg))`` trains or tests. ``cfg.train.start_epoch`` is set when
         training continues.
+
+    Raises:
+        ValueError, OSError: what `check`, `build_datamanager` and `build_model` raise.
+        ConfigError: ``train.new_layers`` or ``train.open_layers`` of which the model has none.
     """
     check(cfg)
     toolbox.utils.set_random_seed(cfg.train.seed)
@@ -312,6 +316,8 @@ def build_engine(cfg: CfgNode) -> Any:
     with in_turn():
         manager = build_datamanager(cfg)
         model = build_model(cfg, manager.num_train_pids)
+    if not cfg.test.evaluate:
+        _check_layers(cfg, model)
     share_batches(manager, cfg.train.seed)
     optimizer = toolbox.optim.build_optimizer(model, **optimizer_arguments(cfg))
     scheduler = toolbox.optim.build_lr_scheduler(optimizer, **scheduler_arguments(cfg))
@@ -423,6 +429,30 @@ def _check_writable(folder: str) -> None:
         raise OSError(
             f"data.save_dir '{folder}' cannot be written ({error.strerror}). Append: data.save_dir FOLDER"
         ) from error
+
+
+def _check_layers(cfg: CfgNode, model: nn.Module) -> None:
+    """Check that layers named for a learning rate or epochs of their own are the model's: torchreid passes others over.
+
+    Raises:
+        ConfigError: the first that is not.
+    """
+    layers = [name for name, _ in unwrap(model).named_children()]
+    new = [name for name in cfg.train.new_layers if name]  # '' is torchreid's own default: none
+    if cfg.train.staged_lr and not new:
+        _log.warning(
+            "train.staged_lr is True without train.new_layers: all layers learn at train.base_lr_mult x train.lr."
+        )
+    named = {
+        "train.new_layers": new if cfg.train.staged_lr else [],
+        "train.open_layers": cfg.train.open_layers if cfg.train.fixbase_epoch > 0 else [],
+    }
+    for key, names in named.items():
+        for name in names:
+            if name not in layers:
+                raise ConfigError(
+                    f"{key} has '{name}'; layers of {cfg.model.name}: {', '.join(layers)}.{closest(str(name), layers)}"
+                )
 
 
 def _scheduler_maker(cfg: CfgNode) -> Callable[[torch.optim.Optimizer], Any]:

@@ -374,6 +374,12 @@ def _check_torchreid_values(cfg: CfgNode) -> None:
             "cuhk03.use_metric_cuhk03 True leaves the query's camera out by definition, and "
             "test.exclude_same_camera is False. Leave one of them out."
         )
+    if not cfg.test.evaluate and cfg.train.fixbase_epoch > 0 and not any(cfg.train.open_layers):
+        raise ConfigError(
+            f"train.open_layers is {cfg.train.open_layers} with train.fixbase_epoch {cfg.train.fixbase_epoch}: nothing "
+            "would learn in these epochs. Name a layer, such as train.open_layers [classifier], or append: "
+            "train.fixbase_epoch 0"
+        )
     if not cfg.test.evaluate and 0 < cfg.train.max_epoch <= cfg.train.start_epoch:
         raise ConfigError(
             f"train.start_epoch is {cfg.train.start_epoch}, and train.max_epoch {cfg.train.max_epoch}: nothing would "

@@ -146,7 +146,10 @@ def test_what_was_trained_is_kept_when_the_evaluation_fails_and_the_way_on_is_na
         ),
         (("--whatever",), "'--whatever' is neither a flag nor a configuration key"),
         (("privacy.deid.enabled", "True", "model.name", "hacnn"), "model.name is 'hacnn', whose feature"),
-        (("train.fixbase_epoch", "1", "train.open_layers", "['head']"), '"head" is not an attribute of the model'),
+        (
+            ("train.fixbase_epoch", "1", "train.open_layers", "head"),
+            "train.open_layers has 'head'; layers of osnet_x0_25: ",
+        ),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(train, argv, message):

@@ -396,6 +396,10 @@ def test_a_key_without_a_value_is_named_and_takes_no_flag():
             ["cuhk03.use_metric_cuhk03", "True", "test.exclude_same_camera", "False"],
             "cuhk03.use_metric_cuhk03 True leaves the query's camera out by definition",
         ),
+        (
+            ["train.fixbase_epoch", "3", "train.open_layers", "[]"],
+            r"train.open_layers is \[\] with train.fixbase_epoch 3",
+        ),
         (["train.start_epoch", "5", "train.max_epoch", "5"], "train.start_epoch is 5, and train.max_epoch 5: nothing"),
     ],
 )

@@ -93,6 +93,48 @@ def test_without_components_it_is_torchreid(make_cfg, make_engine, run_engine, m
         assert torch.equal(tensor, engine.model.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("replicated", [False, True])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("train.staged_lr", True, "train.new_layers", "clasifier"), "train.new_layers has 'clasifier'.*'classifier'"),
+        (
+            ("train.staged_lr", True, "train.new_layers", "[fc,hed]"),
+            "train.new_layers has 'hed'; layers of osnet_x0_25",
+        ),
+        (("train.fixbase_epoch", 1, "train.open_layers", "forward"), "train.open_layers has 'forward'; layers"),
+        (("train.fixbase_epoch", 1, "train.open_layers", "fc.0"), "train.open_layers has 'fc.0'.*mean 'fc'"),
+    ],
+)
+def test_layers_that_the_model_has_not_are_refused(make_cfg, monkeypatch, options, message, replicated):
+    build_model = build.build_model
+    if replicated:  # as on several GPUs
+        monkeypatch.setattr(build, "build_model", lambda *args: nn.DataParallel(build_model(*args)))
+    with pytest.raises(ConfigError, match=message):
+        build.build_engine(make_cfg(*options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("train.new_layers", "clasifier", "train.open_layers", "clasifier"),  # neither is used
+        ("train.staged_lr", True, "train.new_layers", "clasifier", "test.evaluate", True),
+        ("train.staged_lr", True, "train.new_layers", "[fc,classifier]"),
+        ("train.staged_lr", True, "train.fixbase_epoch", 1),
+    ],
+)
+def test_layers_that_are_the_models_or_do_not_count_pass(make_engine, caplog, options):
+    make_engine(*options)
+    assert "train.staged_lr" not in caplog.text
+
+
+def test_staged_learning_rates_without_new_layers_are_warned_of(make_engine, caplog):
+    engine = make_engine("train.staged_lr", True, "train.new_layers", "", "train.lr", 0.01)
+    assert "all layers learn at train.base_lr_mult x train.lr" in caplog.text
+    assert engine.optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
+    assert engine.optimizer.param_groups[1]["params"] == []
+
+
 @pytest.mark.parametrize("name", ["osnet_x0_25", "mobilenetv2_x1_0", "resnet18", "squeezenet1_0", "shufflenet"])
 def test_the_tap_sees_exactly_the_triplet_feature(name):
     model = models.build_model(name, num_classes=5, loss="triplet", pretrained=False).train()
