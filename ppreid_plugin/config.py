@@ -217,6 +217,10 @@ def check_config(cfg: CfgNode) -> None:
                 "would learn alone is not part of the loss. Set train.fixbase_epoch 0 or loss.triplet.weight_x > 0."
             )
     _check_torchreid_values(cfg)
+    _check_domain_samplers(cfg)
+    if not cfg.test.evaluate:
+        _check_training_values(cfg)
+        _check_optimizer(cfg)
     if any(not isinstance(rank, int) or rank < 1 for rank in cfg.test.ranks):
         raise ConfigError(f"test.ranks is {cfg.test.ranks}, must hold whole numbers >= 1.")
     if cfg.test.feature_cache and cfg.data.type == "video" and cfg.video.sample_method == "random":
@@ -374,16 +378,64 @@ def _check_torchreid_values(cfg: CfgNode) -> None:
             "cuhk03.use_metric_cuhk03 True leaves the query's camera out by definition, and "
             "test.exclude_same_camera is False. Leave one of them out."
         )
-    if not cfg.test.evaluate and cfg.train.fixbase_epoch > 0 and not any(cfg.train.open_layers):
+    if not 0 <= cfg.train.seed < 2**32:  # what NumPy takes
+        raise ConfigError(
+            f"train.seed is {cfg.train.seed}, must be a whole number from 0 to {2**32 - 1}. Append: train.seed 1"
+        )
+
+
+def _check_domain_samplers(cfg: CfgNode) -> None:
+    """Check that a batch divides among the cameras or data sets that a sampler draws it from, which torchreid asserts.
+
+    A count of 0 or less is torchreid's way to say: all that the data have.
+    """
+    samplers = {cfg.sampler.train_sampler}
+    if cfg.data.type == "image" and cfg.data.load_train_targets:
+        samplers.add(cfg.sampler.train_sampler_t)
+    size = cfg.train.batch_size
+    for sampler, name in (("RandomDomainSampler", "num_cams"), ("RandomDatasetSampler", "num_datasets")):
+        count = cfg.sampler[name]
+        if sampler in samplers and count >= 1 and size % count:
+            raise ConfigError(
+                f"train.batch_size is {size} with sampler.{name} {count}; {sampler} takes equally many images of each. "
+                f"Append: train.batch_size {max(1, round(size / count)) * count}"
+            )
+
+
+def _check_training_values(cfg: CfgNode) -> None:
+    """Check what torchreid's training loop would stumble over, or pass over."""
+    if not cfg.data.save_dir:
+        raise ConfigError("data.save_dir is ''; checkpoints and logs need a folder. Append: data.save_dir log")
+    if cfg.data.type == "image" and cfg.train.batch_size < 2:  # a tracklet is several images
+        raise ConfigError(
+            f"train.batch_size is {cfg.train.batch_size}, must be >= 2: batch norm needs more than one image. Append: "
+            "train.batch_size 32"
+        )
+    if cfg.train.fixbase_epoch > 0 and not any(cfg.train.open_layers):
         raise ConfigError(
             f"train.open_layers is {cfg.train.open_layers} with train.fixbase_epoch {cfg.train.fixbase_epoch}: nothing "
             "would learn in these epochs. Name a layer, such as train.open_layers [classifier], or append: "
             "train.fixbase_epoch 0"
         )
-    if not cfg.test.evaluate and 0 < cfg.train.max_epoch <= cfg.train.start_epoch:
+    if 0 < cfg.train.max_epoch <= cfg.train.start_epoch:
         raise ConfigError(
             f"train.start_epoch is {cfg.train.start_epoch}, and train.max_epoch {cfg.train.max_epoch}: nothing would "
             "be trained. Set train.max_epoch higher."
+        )
+
+
+def _check_optimizer(cfg: CfgNode) -> None:
+    """Check the values that the chosen optimizer reads."""
+    optim = cfg.train.optim
+    decays = {"adam": ("adam.beta1", "adam.beta2"), "rmsprop": ("rmsprop.alpha",), "sgd": ()}
+    for key in decays.get(optim, decays["adam"]):  # amsgrad and radam read adam's
+        value = get_option(cfg, key)
+        if not 0 <= value < 1:
+            raise ConfigError(f"{key} is {value}, must lie in [0, 1). Append: {key} {OPTIONS[key][0]}")
+    if optim == "sgd" and cfg.sgd.nesterov and not (cfg.sgd.momentum > 0 and cfg.sgd.dampening == 0):
+        raise ConfigError(
+            f"sgd.nesterov is True with sgd.momentum {cfg.sgd.momentum} and sgd.dampening {cfg.sgd.dampening}; it needs "
+            "momentum > 0 and dampening 0. Append: sgd.momentum 0.9 sgd.dampening 0"
         )
 
 

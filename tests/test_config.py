@@ -400,6 +400,34 @@ def test_a_key_without_a_value_is_named_and_takes_no_flag():
             ["train.fixbase_epoch", "3", "train.open_layers", "[]"],
             r"train.open_layers is \[\] with train.fixbase_epoch 3",
         ),
+        (
+            ["sampler.train_sampler", "RandomDomainSampler", "sampler.num_cams", "5"],
+            "train.batch_size is 32 with sampler.num_cams 5; RandomDomainSampler takes .*Append: train.batch_size 30",
+        ),
+        (
+            ["sampler.train_sampler", "RandomDatasetSampler", "sampler.num_datasets", "3", "train.batch_size", "2"],
+            "train.batch_size is 2 with sampler.num_datasets 3; RandomDatasetSampler .*Append: train.batch_size 3",
+        ),
+        (
+            [
+                *("data.load_train_targets", "True", "sampler.train_sampler_t", "RandomDomainSampler"),
+                *("sampler.num_cams", "5", "test.evaluate", "True"),  # torchreid builds it for a test, too
+            ],
+            "train.batch_size is 32 with sampler.num_cams 5",
+        ),
+        (["adam.beta1", "1.0"], r"adam.beta1 is 1.0, must lie in \[0, 1\). Append: adam.beta1 0.9"),
+        (["train.optim", "amsgrad", "adam.beta2", "-0.1"], "adam.beta2 is -0.1, must lie in"),
+        (["train.optim", "radam", "adam.beta2", "nan"], "adam.beta2 is nan, must lie in"),
+        (["train.optim", "rmsprop", "rmsprop.alpha", "1"], "rmsprop.alpha is 1.0, must lie in"),
+        (["train.seed", "-1"], "train.seed is -1, must be a whole number from 0 to 4294967295"),
+        (["train.seed", str(2**32), "test.evaluate", "True"], "train.seed is 4294967296, must be"),
+        (
+            ["train.optim", "sgd", "sgd.nesterov", "True", "sgd.momentum", "0"],
+            "sgd.nesterov is True with sgd.momentum 0.0 and sgd.dampening 0.0; it needs momentum > 0",
+        ),
+        (["train.optim", "sgd", "sgd.nesterov", "True", "sgd.dampening", "0.1"], "and sgd.dampening 0.1; it needs"),
+        (["train.batch_size", "1"], "train.batch_size is 1, must be >= 2: batch norm"),
+        (["data.save_dir", ""], "data.save_dir is ''; checkpoints and logs need a folder"),
         (["train.start_epoch", "5", "train.max_epoch", "5"], "train.start_epoch is 5, and train.max_epoch 5: nothing"),
     ],
 )
@@ -408,3 +436,27 @@ def test_values_that_would_end_in_a_traceback_or_do_nothing_are_refused(options,
     merge_options(cfg, options)
     with pytest.raises(ConfigError, match=message):
         check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["sampler.num_cams", "5", "sampler.num_datasets", "5"],
+        ["sampler.train_sampler", "RandomDomainSampler", "sampler.num_cams", "8"],
+        ["sampler.train_sampler", "RandomDomainSampler", "sampler.num_cams", "0"],  # torchreid: all cameras
+        ["sampler.train_sampler_t", "RandomDomainSampler", "sampler.num_cams", "5"],  # its loader is not built
+        ["train.optim", "sgd", "adam.beta1", "1", "rmsprop.alpha", "1", "sgd.nesterov", "True"],
+        ["train.optim", "adam", "sgd.nesterov", "True", "sgd.momentum", "0", "rmsprop.alpha", "1", "adam.beta1", "0"],
+        ["train.optim", "rmsprop", "adam.beta2", "1", "sgd.momentum", "0"],
+        ["train.seed", "0"],
+        ["train.seed", "4294967295"],
+        ["train.batch_size", "2"],
+        ["train.batch_size", "1", "data.type", "video"],
+        ["test.evaluate", "True", "train.batch_size", "1", "data.save_dir", "", "adam.beta1", "1"],
+        ["test.evaluate", "True", "train.fixbase_epoch", "1", "train.open_layers", "[]"],
+    ],
+)
+def test_values_that_nothing_reads_or_that_torchreid_takes_pass(options):
+    cfg = get_default_config()
+    merge_options(cfg, options)
+    check_config(cfg)
