@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from tabulate import tabulate
+from yacs.config import CfgNode
 
 from . import arguments, build
 from .cli import tee
 from .config import ConfigError, check_config, get_default_config, merge_file, set_option
+from .data.generator.writer import IMAGES_PER_PERSON
 from .data.pedestrians import NAME, make_pedestrians
 from .dp.gallery import DPGallery
 from .extracting import extract
@@ -48,6 +51,9 @@ def demo(argv: Sequence[str]) -> dict[str, Any]:
     require_positive("--epsilon", args.epsilon)
     if args.epochs is not None:
         require_whole("--epochs", args.epochs)
+    require_whole("--num-train-ids", args.num_train_ids)
+    require_whole("--num-test-ids", args.num_test_ids)
+    require_whole("--seed", args.seed, least=0, most=2**32 - 1)
     start = time.time()
     out = Path(args.out)
     cfg = get_default_config()
@@ -68,9 +74,16 @@ def demo(argv: Sequence[str]) -> dict[str, Any]:
             f"--config-file is '{args.config_file}', and the demonstration shows a De-ID decoder and a gallery at one "
             "budget. Name a recipe with privacy.deid.enabled True and privacy.gallery.enabled True, without epsilons."
         )
+    _check_people(cfg, args.num_train_ids)
 
     print(f"[1/4] Generating {args.num_train_ids} + {args.num_test_ids} people in '{out / 'data'}' ...", flush=True)
-    make_pedestrians(out / "data", args.num_train_ids, args.num_test_ids, args.seed)
+    try:
+        make_pedestrians(out / "data", args.num_train_ids, args.num_test_ids, args.seed)
+    except FileExistsError as error:
+        raise FileExistsError(
+            f"'{out / 'data' / NAME}' was not made with --num-train-ids {args.num_train_ids} --num-test-ids "
+            f"{args.num_test_ids} --seed {args.seed}, and is left as it is. Name another --out."
+        ) from error
     print(f"[2/4] Training {cfg.model.name} from scratch with De-ID decoder and Adv-ID module ...", flush=True)
     (out / "log").mkdir(parents=True, exist_ok=True)
     with tee(out / "log" / "demo.log"):
@@ -98,6 +111,28 @@ def demo(argv: Sequence[str]) -> dict[str, Any]:
     print(f"[4/4] Done in {record['seconds']:.0f} s: {', '.join(map(str, pictures))}, {out / 'metrics.json'}\n")
     print(_table(record))
     return record
+
+
+def _check_people(cfg: CfgNode, num_train_ids: int) -> None:
+    """Check that the people to train on fill a batch, however few images the generator makes of each.
+
+    Raises:
+        ConfigError: they may not; the number that does is named.
+    """
+    batch, each, least = cfg.train.batch_size, IMAGES_PER_PERSON[0], 1
+    if cfg.sampler.train_sampler == "RandomIdentitySampler":  # takes people's images in groups
+        group = cfg.sampler.num_instances
+        each, least = max(group, each - each % group), batch // group
+    least = max(least, math.ceil(batch / each))
+    fraction, people = cfg.privacy.validation.ids_fraction, least
+    while fraction > 0 and people - max(2, math.floor(fraction * people)) < least:
+        people += 1
+    if num_train_ids < people:
+        held_out = f" beside those held out ({fraction:g})" if fraction > 0 else ""
+        raise ConfigError(
+            f"--num-train-ids is {num_train_ids}; a batch of the recipe takes {batch} images, of {least} people or "
+            f"more{held_out}. Give --num-train-ids {people} or more."
+        )
 
 
 def _table(record: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ppreid_plugin import cli
+from ppreid_plugin.config import ConfigError
 from ppreid_plugin.demo import demo
 
 REPOSITORY = Path(__file__).parent.parent
@@ -384,6 +385,12 @@ def test_one_line_of_a_workers_error_is_the_workers_own():
     [
         (("--epochs", "0"), "--epochs is 0, must be a whole number >= 1"),
         (("--epsilon", "-1"), "--epsilon is -1.0, must be a finite number > 0"),
+        (("--seed", "-1"), "--seed is -1, must be a whole number from 0 to 4294967295"),
+        (("--num-test-ids", "0"), "--num-test-ids is 0, must be a whole number >= 1"),
+        (
+            ("--num-train-ids", "2", "--num-test-ids", "2"),
+            "--num-train-ids is 2; a batch of the recipe takes 32 images, of 3 people or more. Give --num-train-ids 3",
+        ),
         (
             ("--config-file", str(REPOSITORY / "configs/im_osnet_x0_25_softmax_256x128_amsgrad.yaml")),
             "the demonstration shows a De-ID decoder and a gallery at one budget",
@@ -395,6 +402,39 @@ def test_the_demonstration_refuses_what_it_cannot_show_before_it_writes(tmp_path
     assert cli.run(demo, [*recipe, "--out", str(tmp_path / "out"), *argv]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [
+        ("train: {batch_size: 32}\nprivacy: {validation: {ids_fraction: 0.5}}", 5),
+        ("sampler: {train_sampler: RandomIdentitySampler, num_instances: 4}", 8),
+        ("sampler: {train_sampler: RandomIdentitySampler, num_instances: 7}", 5),  # 7 images of a person who has 12
+        ("train: {batch_size: 64}", 6),
+    ],
+)
+def test_the_demonstration_counts_the_people_that_a_batch_of_the_recipe_takes(tmp_path, monkeypatch, options, least):
+    monkeypatch.setattr("ppreid_plugin.demo.make_pedestrians", lambda *args: 1 / 0)
+    base = REPOSITORY / "configs/im_osnet_x0_25_softmax_128x64_amsgrad_demo.yaml"
+    (tmp_path / "own.yaml").write_text(f"_base_: {base}\n{options}\n")
+    argv = ["--config-file", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "out"), "--num-train-ids"]
+    with pytest.raises(ConfigError, match=f"Give --num-train-ids {least} or more"):
+        demo([*argv, str(least - 1)])
+    with pytest.raises(ZeroDivisionError):
+        demo([*argv, str(least)])
+
+
+def test_the_demonstration_leaves_other_data_as_they_are_and_says_what_it_takes(pedestrians, tmp_path, capsys):
+    recipe = ("--config-file", str(REPOSITORY / "configs/im_osnet_x0_25_softmax_128x64_amsgrad_demo.yaml"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/data").symlink_to(pedestrians)
+    before = {path: path.stat().st_mtime_ns for path in pedestrians.rglob("*")}
+    assert cli.run(demo, [*recipe, "--out", str(tmp_path / "out"), "--num-train-ids", "9"]) == 2
+    message = capsys.readouterr().err
+    assert "was not made with --num-train-ids 9 --num-test-ids 100 --seed 1, and is left as it is" in message
+    assert "Name another --out." in message
+    assert "overwrite" not in message
+    assert {path: path.stat().st_mtime_ns for path in pedestrians.rglob("*")} == before
 
 
 def test_what_was_asked_for_and_not_done_is_said(train, caplog, monkeypatch):
