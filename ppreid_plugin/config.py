@@ -434,8 +434,8 @@ def _check_optimizer(cfg: CfgNode) -> None:
             raise ConfigError(f"{key} is {value}, must lie in [0, 1). Append: {key} {OPTIONS[key][0]}")
     if optim == "sgd" and cfg.sgd.nesterov and not (cfg.sgd.momentum > 0 and cfg.sgd.dampening == 0):
         raise ConfigError(
-            f"sgd.nesterov is True with sgd.momentum {cfg.sgd.momentum} and sgd.dampening {cfg.sgd.dampening}; it needs "
-            "momentum > 0 and dampening 0. Append: sgd.momentum 0.9 sgd.dampening 0"
+            f"sgd.nesterov is True with sgd.momentum {cfg.sgd.momentum} and sgd.dampening {cfg.sgd.dampening}; it "
+            "needs momentum > 0 and dampening 0. Append: sgd.momentum 0.9 sgd.dampening 0"
         )
 
 
