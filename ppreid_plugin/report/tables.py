@@ -140,8 +140,7 @@ def leakage_table(source: Source) -> Table:
                 share += f" ({percent(figure['leakage_low'])} to {percent(figure['leakage_high'])})"
             elif figure["clean"] is not None:
                 share = "n/a: " + str(figure["reason"])
-            low, high = max(0.0, figure["low"]), min(1.0, figure["high"])  # Student's t knows no bounds; a score does
-            span = f"{percent(figure['score'])} ({percent(low)} to {percent(high)})"
+            span = f"{percent(figure['score'])} ({percent(figure['low'])} to {percent(figure['high'])})"
             rows.append(
                 [name, str(figure["attacker"]), span, percent(figure["floor"]), percent(figure["clean"]), share]
             )
@@ -150,7 +149,8 @@ def leakage_table(source: Source) -> Table:
         ["channel", "attacker", "reached", "floor", "on clean features", "leakage"],
         rows,
         "Leakage is (reached - floor) / (on clean features - floor): 0 is what an attacker reaches without looking, "
-        "100 is as bad as unprotected. It is not clipped.",
+        "100 is as bad as unprotected. Nothing is clipped: explained variance (patches) and SSIM (reconstruction) may "
+        "be negative, and Student's t knows no bounds.",
         (source.origin,),
     )
 

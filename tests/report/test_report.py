@@ -128,6 +128,17 @@ def test_figures_are_those_of_the_records(tmp_path, runs, capsys):
     assert "nothing has been published under a budget" in reader.text  # there is no release
 
 
+def test_an_interval_holds_its_figure_wherever_that_is(tmp_path, runs, capsys):
+    """Explained variance has no lower end, and Student's t knows none of a share."""
+    worse = figure(-2.672, 0.0, 0.3, -8.907, low=-2.76, high=-2.584)
+    write(
+        runs / "whatever.json",
+        leakage_record(channels={"patches": {"face": worse}, "camera": figure(0.99, 0.5, 1, 0.98)}),
+    )
+    found = table(report(tmp_path, capsys), "leakage", "")
+    assert [row["reached"] for row in found] == ["-267.2 (-276.0 to -258.4)", "99.0 (98.0 to 101.0)"]
+
+
 def test_every_figure_names_file_command_commit_seed_and_machine(tmp_path, runs, capsys):
     report(tmp_path, capsys)
     page = (tmp_path / "out/report.html").read_text()
