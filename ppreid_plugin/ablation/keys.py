@@ -109,7 +109,7 @@ def measured_key(cfg: CfgNode, reference: CfgNode, defense: str, measures: Measu
             "gallery": _values(cfg, gallery),
             "defense": defense,
             "exclude_same_camera": cfg.test.exclude_same_camera,
-            "background_pids": list(cfg.privacy.gallery.background_pids),
+            "background_pids": [list(one.privacy.gallery.background_pids) for one in (cfg, reference)],
             "measures": {
                 name: model_fingerprint(value) if name in ("labels", "judge_weights") else value
                 for name, value in dataclasses.asdict(measures).items()

@@ -64,7 +64,9 @@ def fingerprint(*sets: LeakageSet) -> str:
             "features": rows.features,
             "pids": rows.pids,
             "camids": rows.camids,
-            **rows.attributes,
+            **{
+                f"attr_{name}": labels for name, labels in rows.attributes.items()
+            },  # one may be named as the others are
         }
         if rows.clean is not None:
             arrays["clean"] = rows.clean

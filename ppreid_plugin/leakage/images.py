@@ -167,13 +167,13 @@ class ImageFiles(RowImages):
         return cues_beside(self._root, self._names) if self._cues is None else self._cues
 
     def fingerprint(self) -> str:
-        """Return a digest of the files' names, sizes and times."""
+        """Return a digest of the files' names, sizes and times, and of the cues where there are any."""
         digest = hashlib.sha256()
         for name in self._names:
             about = (self._root / name).stat()
             digest.update(f"{name} {about.st_size} {about.st_mtime_ns}\n".encode())
-        if self._cues is not None:
-            digest.update(self._cues.fingerprint().encode())
+        if (cues := self.cues()) is not None:  # those of the generated pedestrians' folder too
+            digest.update(cues.fingerprint().encode())
         return digest.hexdigest()
 
     def check(self) -> ImageFiles:

@@ -1,5 +1,7 @@
 """Plans: what is wrong is named before anything runs; keys change with what they stand for and with nothing else."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import yaml
@@ -151,6 +153,13 @@ def test_keys_change_with_what_determines_the_work_and_with_nothing_else(write_p
     assert gallery[:2] == base[:2]
     assert gallery[2] != base[2] != keys("test.exclude_same_camera", False)[2]
     assert keys("privacy.deid.weight", 3, row=0) == keys(row=0)  # a part that is not enabled
+
+
+def test_figures_of_other_background_are_other_figures_on_either_side():
+    """The clean side is read with the reference's background, the row's own with the row's."""
+    plain, other = get_default_config(), get_default_config()
+    other.privacy.gallery.background_pids = [0, 5]
+    assert len({measured_key(*pair, "", Measures()) for pair in product((plain, other), repeat=2)}) == 4
 
 
 def test_every_option_changes_the_work_or_is_refused():

@@ -8,7 +8,7 @@ import pytest
 from planted import identities, planted
 
 from ppreid_plugin.leakage import ATTACKS, Attack, Figure, IdentificationAttack, measure_leakage
-from ppreid_plugin.leakage.finished import FinishedRuns
+from ppreid_plugin.leakage.finished import FinishedRuns, fingerprint
 from ppreid_plugin.leakage.identification import halves, nearest
 
 
@@ -116,6 +116,22 @@ def test_an_interrupted_battery_goes_on_where_it_was(counted, tmp_path, monkeypa
     monkeypatch.setattr("ppreid_plugin.__version__", "0.0")
     measure(0.5)
     assert Counted.runs[3:] == [1, 1, 2, 2, 3, 3]  # another version may attack otherwise
+
+
+@pytest.mark.parametrize("name", ["features", "pids", "camids", "clean", "queries"])
+def test_an_attribute_of_any_name_hides_nothing_from_a_fingerprint(name):
+    rows = dataclasses.replace(constant(0.4), attributes={name: np.array([0, 1, 0, 1])})
+    rows = dataclasses.replace(rows, clean=rows.features, queries=rows.features.copy())
+    others = (
+        dataclasses.replace(rows, features=rows.features + 1),
+        dataclasses.replace(rows, pids=rows.pids + 1),
+        dataclasses.replace(rows, camids=rows.camids + 1),
+        dataclasses.replace(rows, clean=rows.features + 1),
+        dataclasses.replace(rows, queries=rows.features + 1),
+        dataclasses.replace(rows, attributes={name: np.array([1, 0, 1, 0])}),
+        dataclasses.replace(rows, attributes={"other": np.array([0, 1, 0, 1])}),
+    )
+    assert len({fingerprint(one) for one in (rows, *others)}) == 8
 
 
 def test_features_that_are_their_own_reference_are_attacked_once(counted):

@@ -1,6 +1,7 @@
 """Fine cues: those of the generated pedestrians are found beside their pictures, and boxes are cut out as they are."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -57,17 +58,19 @@ def test_other_files_have_no_cues(pedestrians, names, tmp_path):
 
 
 def test_a_folder_that_was_made_anew_is_read_anew(pedestrians, names, tmp_path):
-    (tmp_path / NAME / "query").mkdir(parents=True)
+    shutil.copytree(pedestrians / NAME / "query", tmp_path / NAME / "query")
     for name in ("boxes.csv", "attributes.csv"):
         (tmp_path / NAME / name).write_bytes((pedestrians / NAME / name).read_bytes())
     query = [name for name in names if "/query/" in name]
-    before = ImageFiles(tmp_path, query).cues()
+    before, fingerprint = ImageFiles(tmp_path, query).cues(), ImageFiles(tmp_path, query).fingerprint()
+    assert ImageFiles(tmp_path, query).fingerprint() == fingerprint
     rows = list(csv.reader((tmp_path / NAME / "boxes.csv").open()))
     (tmp_path / NAME / "boxes.csv").write_text(
         "\n".join(",".join([row[0], *row[5:], *row[5:]] if n else row) for n, row in enumerate(rows))
     )
     after = ImageFiles(tmp_path, query).cues()
     np.testing.assert_array_equal(after.boxes["face"], before.boxes["logo"])
+    assert ImageFiles(tmp_path, query).fingerprint() != fingerprint  # a finished attack knew other boxes
 
 
 def test_cues_follow_their_rows():
