@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -31,7 +32,7 @@ class PairScore:
     The scores: cosine; cosine after the training mean is taken off; cosine after LDA; logistic regression on absolute
     difference, product and cosine after LDA. LDA learns from three fifths of the people, logistic regression from one
     fifth, and the last fifth chooses. Fewer than 12 training people teach nothing, nor do fifths of which no pairs can
-    be drawn, since few people share a camera: then it is the cosine.
+    be drawn, since few people share a camera, nor rows that do not differ: then it is the cosine.
 
     Args:
         seed: of the choice of people and pairs.
@@ -67,14 +68,10 @@ class PairScore:
         rows = np.concatenate([side.features[np.isin(side.pids, learn)] for side in (first, second)])
         pids = np.concatenate([side.pids[np.isin(side.pids, learn)] for side in (first, second)])
         projections["center"] = build_transform("center").fit(rows).transform
-        for shrinkage in _SHRINKAGES:
-            whole = build_transform("lda", shrinkage=shrinkage).fit(rows, pids)
-            axes = whole.describe()["components"]  # rows of a small codebook span few
-            for components in sorted({min(components, axes) for components in _COMPONENTS}):
-                fewer = build_transform("lda", components=components, shrinkage=shrinkage)
-                lda = whole if components == axes else fewer.fit(rows, pids)
-                projections[f"lda{components}_{shrinkage:g}"] = lda.transform
-
+        try:
+            projections |= _lda_projections(rows, pids)
+        except (ValueError, torch.linalg.LinAlgError):  # rows that are all the same span no axes
+            return self
         reached = {name: self._reached(projection, *held_out) for name, projection in projections.items()}
         best = max(reached, key=lambda name: reached[name])
         narrow = max((name for name in reached if name.startswith("lda")), key=lambda name: reached[name])
@@ -118,6 +115,23 @@ class PairScore:
         scaler = StandardScaler().fit(inputs)
         model = LogisticRegression(C=1e-3, max_iter=200).fit(scaler.transform(inputs), pairs.mated)
         self._model = scaler, model
+
+
+def _lda_projections(rows: Rows, pids: npt.NDArray[np.int64]) -> dict[str, Projection]:
+    """Return LDA of each number of columns and shrinkage, by name.
+
+    Raises:
+        ValueError, LinAlgError: people do not differ, or the rows do not.
+    """
+    projections: dict[str, Projection] = {}
+    for shrinkage in _SHRINKAGES:
+        whole = build_transform("lda", shrinkage=shrinkage).fit(rows, pids)
+        axes = whole.describe()["components"]  # rows of a small codebook span few
+        for components in sorted({min(components, axes) for components in _COMPONENTS}):
+            fewer = build_transform("lda", components=components, shrinkage=shrinkage)
+            lda = whole if components == axes else fewer.fit(rows, pids)
+            projections[f"lda{components}_{shrinkage:g}"] = lda.transform
+    return projections
 
 
 def _of_pair(a: Rows, b: Rows, cosines: Rows) -> Rows:

@@ -5,9 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from patched import patched
 from planted import identities, planted
 
 from ppreid_plugin.leakage import ATTACKS, Attack, Figure, IdentificationAttack, measure_leakage
+from ppreid_plugin.leakage.command import USUAL
 from ppreid_plugin.leakage.finished import FinishedRuns, fingerprint
 from ppreid_plugin.leakage.identification import halves, nearest
 
@@ -143,6 +145,19 @@ def test_features_that_are_their_own_reference_are_attacked_once(counted):
     assert same.channels["counted"]["x"]["leakage"] == pytest.approx(1.0)
     measure(dataclasses.replace(constant(0.6), protection="stated"))  # attackers may use what is stated
     assert Counted.runs == [1, 2, 1, 1, 2, 2]
+
+
+@pytest.mark.slow
+def test_features_that_say_nothing_reach_the_floor_of_every_usual_attack():
+    """The defense of docs/ablation.md, 0 * features."""
+    sets = [patched(15, seed=1, first_pid=1001, rows_each=4), patched(15, seed=2, rows_each=4)]
+    train, test = (dataclasses.replace(rows, attributes={"a": rows.pids % 2}) for rows in sets)
+    zeros = [rows.with_features(0 * rows.features, clean=rows.features) for rows in (train, test)]
+    found = measure_leakage(*zeros, attacks=USUAL, seeds=1, options={"reconstruction": {"steps": 2}})
+    assert len(found.channels) == len(USUAL)
+    for name, one in found.figures():
+        chance = 0.1 if name.startswith("patches") else 1e-9  # another constant than the floor's, of 15 people
+        assert one["score"] == pytest.approx(one["floor"], abs=chance), name
 
 
 def test_options_reach_the_attack_and_are_another_run(counted, tmp_path):

@@ -178,6 +178,25 @@ def test_rows_that_span_few_directions_are_linked_as_others_are():
     assert narrow.score > 0.9
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -3e-5])
+@pytest.mark.parametrize("d", [1, 3, 16, 512])
+def test_rows_that_are_all_the_same_link_nobody(value, d):
+    """As behind the perfect suppressor: nothing tells a pair from another, which is the floor, and no error."""
+    train, test = (rows.with_features(np.full((len(rows), d), value)) for rows in (gallery(seed=1), gallery(seed=2)))
+    figure = LinkageAttack(pairs=500).fit(train).attack(test)[""]
+    assert (figure.score, figure.standard_error, figure.attacker) == (0.5, 0.0, "cosine")
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_rows_that_are_all_the_same_on_one_side_are_linked_by_what_the_other_shows(value):
+    same, differ = gallery(seed=1).with_features(np.full((360, 16), value)), gallery(seed=2)
+    blind = LinkageAttack(pairs=500).fit(same).attack(differ)[""]
+    assert blind.attacker == "cosine"
+    assert blind.score == blind.others["cosine_auc"] > 0.9
+    taught = LinkageAttack(pairs=500).fit(differ).attack(same)[""]
+    assert taught.score == pytest.approx(0.5, abs=0.02)
+
+
 def test_the_attack_on_independent_rows_is_at_its_floor():
     attack = LinkageAttack(pairs=3000).fit(gallery(people=120, spread=None, seed=1))
     test = gallery(people=120, spread=None, seed=2)
