@@ -288,7 +288,7 @@ def _check_columns(side: str, train: LeakageSet, test: LeakageSet) -> None:
 
 
 def _check_people(side: str, rows: LeakageSet) -> None:
-    if len(people := np.unique(rows.people.pids)) < 2:
+    if len(people := np.unique(rows.people_of(f"{side} rows to attack").pids)) < 2:
         raise ValueError(
             f"the {side} rows to attack are of {len(people)} person: figures have no error without a second one. Give "
             "rows of at least 2 people."

@@ -35,7 +35,8 @@ class LeakageSet:
         images: of the rows; None: not known, or there are none (prototypes).
 
     Raises:
-        ValueError: shapes that differ, no rows, NaN or infinity (rows are named), labels that are no whole numbers.
+        ValueError: shapes that differ, no rows, NaN or infinity (rows are named), labels that are no whole numbers,
+            attributes below -1.
     """
 
     features: npt.NDArray[np.float32]
@@ -70,6 +71,8 @@ class LeakageSet:
                     f"{name} has shape {array.shape} and type {array.dtype}, must be ({len(rows)},), whole numbers: "
                     "one a row of features."
                 )
+            if name not in ("pids", "camids") and len(array) and array.min() < -1:
+                raise ValueError(f"{name} holds {array.min()}, must be at least 0, or -1 where not known.")
         for name in ("pids", "camids"):
             object.__setattr__(self, name, np.asarray(getattr(self, name)).astype(np.int64))
         kept = {name: np.asarray(values).astype(np.int64) for name, values in self.attributes.items()}

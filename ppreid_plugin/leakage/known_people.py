@@ -27,7 +27,7 @@ def known_half(rows: LeakageSet, seed: int) -> Pids:
     Raises:
         ValueError: fewer than two people.
     """
-    people = np.unique(rows.people.pids)
+    people = np.unique(rows.people_of("rows of the gallery").pids)
     if len(people) < 2:
         raise ValueError(
             f"the gallery holds {len(people)} person, so there are no two halves to learn from and to attack. Let "

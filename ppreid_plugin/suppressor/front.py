@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from ..leakage import LeakageSet, measure_leakage
 from ..leakage.image_components import named_components
+from ..leakage.judge import has_matches
 from ..retrieval import evaluate
 from .transform import Suppressor
 
@@ -132,10 +133,16 @@ def suppressor_front(
         settings: of `SuppressorFit`, but for the weight.
 
     Raises:
-        ValueError: an attribute that is not there, and what fitting and attacks say.
+        ValueError: an attribute that is not there, nobody held out with rows of two cameras, and what fitting and
+            attacks say.
     """
     if missing := sorted(set(suppressed) - set(train.attributes)):
         raise ValueError(f"the training rows have no attribute {', '.join(missing)}.")
+    if not has_matches(held_out.pids, held_out.camids):
+        raise ValueError(
+            "of the people held out of --train nobody has rows of two cameras, so matching, which leaves a query's own "
+            "camera out, has nobody to find. Give rows of more cameras, with their camids, or hold more people out."
+        )
     train, held_out = _told_apart(train, held_out, suppressed)
     concepts = train.concepts(suppressed) if suppressed else None
     shown = image_components + head_components

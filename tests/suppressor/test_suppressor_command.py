@@ -178,6 +178,15 @@ def test_the_front_names_an_attribute_that_is_not_there():
         suppressor_front(some, some, ["hat"], [1.0])
 
 
+def test_people_of_one_camera_cannot_be_held_out_to_judge_matching(train, tmp_path, monkeypatch):
+    arrays = dict(np.load(train))
+    np.savez(train, **{**arrays, "camids": 0 * arrays["camids"]})
+    monkeypatch.setattr(Suppressor, "fit_people", pytest.fail)  # it is told before anything is fitted
+    argv = ["--train", str(train), "--hold-out", "20", "--out", str(tmp_path / "front.json"), *FLAGS]
+    with pytest.raises(ValueError, match="people held out of --train nobody has rows of two cameras.* their camids"):
+        suppressor_command(argv)
+
+
 def test_what_the_people_held_out_share_is_no_figure_of_the_front(tmp_path):
     some, path = rows(), tmp_path / "train.npz"
     pids = np.unique(some.pids)
