@@ -24,7 +24,7 @@ from .compute import compute_device
 from .data import LeakageSet
 from .images import image_files
 from .inputs import Labeler, add_label_flags, load_set, read_truth_table
-from .known_people import LEARN_FROM
+from .known_people import LEARN_FROM, known_half, split_known
 from .protection import protect, released
 from .reconstruction_flags import (
     add_reconstruction_flags,
@@ -118,7 +118,10 @@ def leakage_command(argv: Sequence[str]) -> Leakage:
         clean = labeler(load_set(args.clean, background, args.images_root), "--clean")
         _require_people(clean, attacked)
     _check_other_people(args, shown)
-    attacks = args.attacks or _usual(train, learned, attacked, args)
+    sides: list[tuple[Rows, Rows]] = [(learned, attacked)]
+    if clean is not None and clean_train is not None:
+        sides.append((clean_train, clean))
+    attacks = args.attacks or _usual(sides, args)
     options = reconstruction_options(args) if "reconstruction" in attacks else {}
     resume = Path(args.finished) if args.finished else out.with_name(out.name + ".finished.json")
     if args.fresh:
@@ -221,10 +224,10 @@ def _same_rows(some: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray])
 
 def _require_people(clean: LeakageSet, attacked: LeakageSet | _Drawn) -> None:
     """Raise ValueError if people are attacked who are not among the clean rows: figures would be of other people."""
-    rows = attacked if isinstance(attacked, LeakageSet) else attacked(1)
-    if len(missing := np.setdiff1d(rows.people.pids, clean.people.pids)):
+    pids = np.unique(_first(attacked).people_of("rows to attack").pids)
+    if len(missing := np.setdiff1d(pids, clean.people_of("rows of --clean").pids)):
         raise ValueError(
-            f"--clean lacks {len(missing)} of the {len(np.unique(rows.people.pids))} people who are attacked, such as "
+            f"--clean lacks {len(missing)} of the {len(pids)} people who are attacked, such as "
             f"pid {missing[0]}: it must hold the same gallery unprotected."
         )
 
@@ -245,34 +248,61 @@ def _known_clean(train: LeakageSet, clean_train: LeakageSet) -> LeakageSet:
     return dataclasses.replace(train, clean=clean_train.features)
 
 
-def _usual(train: LeakageSet, learned: Rows, attacked: Rows, args: argparse.Namespace) -> list[str]:
+def _usual(sides: Sequence[tuple[Rows, Rows]], args: argparse.Namespace) -> list[str]:
+    """Return those of the usual attacks that can be run, and print which cannot, and why.
+
+    Args:
+        sides: training rows and rows to attack, protected and, where they are given, clean.
+        args: of the command line.
+
+    Raises:
+        ValueError: the rows to attack are all background, or no attack can be run.
+    """
     names = [name for name in USUAL if name in ATTACKS]
-    rows, taught = (one if isinstance(one, LeakageSet) else one(1) for one in (attacked, learned))
+    sets = [(_first(learned), _first(attacked)) for learned, attacked in sides]
+    taught, rows = sets[0]
+    people = rows.people_of("rows to attack")
     if "train" not in args.learn_from:
         names = [name for name in names if ATTACKS.get(name).from_gallery]
         print("Membership is told by training people, so it is left out (--learn-from gallery).")
     elif args.clean_train:
         names.remove("membership")
         print("How pictures reach protected rows of a file is not known, so membership is left out.")
-    else:
-        try:
-            ATTACKS.get("membership")(seed=1).check(taught, rows)
-        except ValueError as error:
-            names.remove("membership")
-            print(f"Membership is left out: {error}")
-    if not train.attributes:
-        print("No attributes are known, so that channel is left out (--attributes, --market-attributes).")
-        names.remove("attributes")
-    if "reconstruction" in names and (train.images is None or rows.images is None):
-        print("No images are known, so reconstruction is left out (--images-root, or an array images).")
-        names.remove("reconstruction")
-    if "patches" in names and any(one.images is None or one.images.cues() is None for one in (train, rows)):
+    shown = (taught, rows) if "train" in args.learn_from else (rows,)
+    if "patches" in names and any(one.images is None or one.images.cues() is None for one in shown):
         names.remove("patches")  # few images have boxes
-    if len(np.unique(rows.people.camids)) < 2:
+    if len(np.unique(people.camids)) < 2:
         across = [name for name in _ACROSS_CAMERAS if name in names]
         print(f"The rows to attack are of one camera, or of none as prototypes are: {', '.join(across)} are left out.")
         names = [name for name in names if name not in across]
-    return names
+    able = [name for name in names if _can_run(name, sets, args)]
+    if not able:
+        raise ValueError(
+            "no attack can be run on these rows; what each lacks is said above. Give it, or name one with --attacks."
+        )
+    return able
+
+
+def _can_run(name: str, sets: Sequence[tuple[LeakageSet, LeakageSet]], args: argparse.Namespace) -> bool:
+    """Return whether the attack finds what it needs in all sets that the battery gives it; else print what it lacks."""
+    kind, halved = ATTACKS.get(name), sets[-1][1]  # as the battery halves: the clean gallery, where there is one
+    for learned, attacked in sets:
+        for seed in range(1, args.seeds + 1):
+            pairs = {"train": (learned, attacked)} if "train" in args.learn_from else {}
+            if "gallery" in args.learn_from and kind.from_gallery:
+                pairs["gallery"] = split_known(attacked, known_half(halved, seed))
+            for source, pair in pairs.items():
+                try:
+                    kind(seed=seed).check(*pair)
+                except ValueError as error:
+                    where = "" if source == "train" else " with --learn-from gallery"
+                    print(f"{name.capitalize()} is left out{where}: {error}")
+                    return False
+    return True
+
+
+def _first(rows: Rows) -> LeakageSet:
+    return rows if isinstance(rows, LeakageSet) else rows(1)
 
 
 def _check(args: argparse.Namespace) -> None:

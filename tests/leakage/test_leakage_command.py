@@ -260,6 +260,7 @@ def test_market_attributes_by_person(tmp_path):
         ({"camids": 0 * TEST.camids}, (), "of one camera"),
         ({"attr_a": 0 * TEST.pids}, ("--attacks", "attributes"), "attribute 'a' has fewer than two classes"),
         ({"attr_a": None}, ("--attacks", "attributes"), "have no attributes. Add arrays attr_<name>"),
+        ({"attr_a": 5 - 7 * (TEST.pids % 2)}, (), "test.npz': attributes[a] holds -2, must be at least 0, or -1 where"),
         ({}, ("--only", "b"), "--only has 'b'; --train has: a"),
         ({}, ("--attacks", "identificaton"), "Did you mean 'identification'?"),
         ({}, ("--mechanism", "gaussian"), "--mechanism and --epsilon belong together"),
@@ -291,6 +292,79 @@ def test_attacks_that_need_cameras_are_left_out_of_the_usual_ones_where_there_ar
     assert set(json.loads(out.read_text())["channels"]) == {"attributes", "membership"}
     code, _, err = run(capsys, *argv, "--attacks", "linkage")
     assert (code, "camera" in err) == (2, True)  # asked for by name, it is an error
+
+
+@pytest.mark.parametrize(
+    ("changes", "left_out"),
+    [
+        ({"test": {"attr_a": None}}, {"Attributes is left out: the rows to attack have no attributes."}),
+        ({"train": {"attr_a": None}}, {"Attributes is left out: the training rows have no attributes."}),
+        ({"clean": {"attr_a": None}}, {"Attributes is left out: the rows to attack have no attributes."}),
+        ({"test": {"attr_a": 0 * TEST.pids}}, {"Attributes is left out: attribute 'a' has fewer than two classes"}),
+        (
+            {"train": {"camids": 0 * TRAIN.camids}},
+            {"Camera is left out: the training rows are of one camera (0)", "Identification is left out: the training"},
+        ),
+    ],
+)
+def test_what_cannot_be_run_is_left_out_of_the_usual_attacks(tmp_path, capsys, monkeypatch, changes, left_out):
+    asked = []
+    monkeypatch.setattr(
+        "ppreid_plugin.leakage.command.measure_leakage", lambda *_, **given: asked.append(given["attacks"])
+    )
+    paths = {
+        name: write(tmp_path / f"{name}.npz", TEST if name in ("test", "clean") else TRAIN, **changes.get(name, {}))
+        for name in ("train", "test", "clean", "clean_train")
+    }
+    argv = ["--train", paths["train"], "--test", paths["test"], "--out", tmp_path / "o.json"]
+    if "clean" in changes:
+        argv += ["--clean", paths["clean"], "--clean-train", paths["clean_train"]]
+    with pytest.raises(AttributeError):  # what stands for the battery returns no record
+        leakage_command([str(word) for word in argv])
+    printed = capsys.readouterr().out
+    assert all(message in printed for message in left_out)
+    gone = {message.split()[0].lower() for message in left_out} | ({"membership"} if "clean" in changes else set())
+    wanted = [name for name in ("attributes", "camera", "identification", "linkage", "membership") if name not in gone]
+    assert asked == [wanted]
+
+
+def test_attackers_of_the_gallery_need_nothing_of_the_training_rows(tmp_path, capsys):
+    """Its labels teach them; those of --train, which has none, are not looked at."""
+    train = write(tmp_path / "train.npz", TRAIN, attr_a=None, camids=0 * TRAIN.camids)
+    argv = ["--train", train, "--test", write(tmp_path / "test.npz", TEST), "--learn-from", "gallery", "--seeds", 1]
+    code, printed, err = run(capsys, *argv, "--out", tmp_path / "o.json")
+    assert code == 0, err
+    assert "Attributes is left out" not in printed
+    found = json.loads((tmp_path / "o.json").read_text())["channels"]
+    assert set(found) == {"attributes", "camera", "identification", "linkage"}
+    write(tmp_path / "test.npz", TEST, attr_a=np.where(TEST.pids == 3, 0, -1))
+    code, printed, err = run(capsys, *argv, "--out", tmp_path / "o.json")
+    assert code == 0, err
+    assert "Attributes is left out with --learn-from gallery: attribute 'a' has fewer than two classes" in printed
+
+
+def test_rows_that_no_attack_can_be_run_on_are_an_error(tmp_path, capsys):
+    few = TEST.take(np.isin(TEST.pids, (1, 2)))
+    test = write(tmp_path / "test.npz", few, camids=0 * few.camids, attr_a=None)
+    argv = ["--train", write(tmp_path / "train.npz", TRAIN), "--test", test, "--out", tmp_path / "o.json"]
+    code, printed, err = run(capsys, *argv)
+    assert code == 2
+    assert "Membership is left out" in printed
+    assert "no attack can be run on these rows; what each lacks is said above" in err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--attacks", "camera"), ("--learn-from", "gallery"), ("--learn-from", "gallery", "--attacks", "camera")],
+)
+@pytest.mark.parametrize("with_clean", [False, True])
+def test_a_gallery_that_is_all_background_is_told(files, tmp_path, capsys, flags, with_clean):
+    test = write(tmp_path / "test.npz", TEST, pids=0 * TEST.pids)
+    argv = ["--train", files["train"], "--test", test, "--out", tmp_path / "o.json", *flags]
+    argv += ["--clean", files["test"], "--clean-train", files["train"]] if with_clean else []
+    code, _, err = run(capsys, *argv)
+    assert code == 2
+    assert "are all of background pids: nobody is left. Check --background-pids" in err
 
 
 def test_too_few_training_people_are_named(tmp_path, capsys):

@@ -119,7 +119,7 @@ def test_reconstruction_runs_unasked_where_there_are_images(files, tmp_path, cap
         argv = ["--train", files["train"], "--test", files["test"], *root, "--seeds", 1, "--out", tmp_path / "x.json"]
         assert cli.run(leakage_command, [str(word) for word in argv]) == 0
         assert set(json.loads((tmp_path / "x.json").read_text())["channels"]) == channels
-        assert ("reconstruction is left out" in capsys.readouterr().out) == (len(channels) == 1)
+        assert ("Reconstruction is left out" in capsys.readouterr().out) == (len(channels) == 1)
 
 
 @pytest.mark.parametrize(
