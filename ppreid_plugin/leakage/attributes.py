@@ -9,6 +9,7 @@ import numpy as np
 from typing_extensions import Self
 
 from .attack import Attack, Figure, register_attack
+from .camera_answers import CameraAnswers, camera_answers
 from .data import LeakageSet
 from .probe_models import Labels
 from .probes import Probe, check_labels, fit_probes, probabilities
@@ -18,7 +19,8 @@ from .scores import balanced_accuracy, balanced_accuracy_error
 class ProbeAttack(Attack):
     """Reads labels off the features by the best of logistic regression, MLP and boosted trees on held-out people.
 
-    The figure is the balanced accuracy; its floor 1 / classes, of those that the gallery has. Where the training rows
+    The figure is the balanced accuracy; its floor 1 / classes, of those that the gallery has, or, where the models are
+    told the camera, what that alone says (`camera_answers`) if it is more. Where the training rows
     carry their clean features too, the models learn from these and from both as well.
 
     Args:
@@ -30,6 +32,7 @@ class ProbeAttack(Attack):
     def __init__(self, *, seed: int = 0) -> None:
         super().__init__(seed=seed)
         self.probes: dict[str, Probe] = {}
+        self._by_camera: dict[str, CameraAnswers | None] = {}
 
     @abstractmethod
     def labels(self, rows: LeakageSet, what: str) -> Mapping[str, Labels]:
@@ -57,6 +60,10 @@ class ProbeAttack(Attack):
         self.probes = fit_probes(
             people.features, labels, people.pids, camids=camids, clean=people.clean, seed=self.seed
         )
+        if camids is not None:
+            self._by_camera = {
+                name: camera_answers(values, camids, people.pids, seed=self.seed) for name, values in labels.items()
+            }
         return self
 
     def attack(self, test: LeakageSet) -> dict[str, Figure]:
@@ -86,9 +93,14 @@ class ProbeAttack(Attack):
         return figures
 
     def floor(self, test: LeakageSet) -> dict[str, float]:
-        """Return 1 / classes."""
-        labels = self.labels(test.people, "rows to attack")
-        return {name: 1 / len(np.unique(values[values >= 0])) for name, values in labels.items()}
+        """Return 1 / classes, or what the camera alone says, as far as that is learned."""
+        people, floors = test.people, {}
+        for name, values in self.labels(people, "rows to attack").items():
+            known = values >= 0
+            floors[name] = 1 / len(np.unique(values[known]))
+            if (answers := self._by_camera.get(name)) is not None:
+                floors[name] = max(floors[name], balanced_accuracy(values[known], answers(people.camids[known])))
+        return floors
 
     def ceiling(self, test: LeakageSet) -> dict[str, float]:
         """Return 1 each."""

@@ -98,8 +98,8 @@ def measure_leakage(
 
     Raises:
         ValueError: an unknown attack or argument, seeds below 1, ``learn_from`` as none of these, columns that differ,
-            ``clean`` without ``clean_train``, and what the attacks say about missing labels, before anything is
-            trained.
+            ``clean`` without ``clean_train`` or of other people than ``test``, and what the attacks say about missing
+            labels, before anything is trained.
     """
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise ValueError(f"seeds is {seeds!r}, must be a whole number >= 1; 3 or more give an interval over seeds.")
@@ -118,6 +118,8 @@ def measure_leakage(
     if clean is not None and clean_train is not None:
         sides["clean"] = (clean_train, clean)
     first = {side: (_rows(one, 1), _rows(other, 1)) for side, (one, other) in sides.items()}
+    if clean is not None:
+        _check_same_people(first["protected"][1], first["clean"][1])
     from .. import __version__  # the package imports this module while it is initialized
 
     halved = clean if clean is not None else first["protected"][1]  # whoever is known is known on both sides
@@ -292,6 +294,14 @@ def _check_people(side: str, rows: LeakageSet) -> None:
         raise ValueError(
             f"the {side} rows to attack are of {len(people)} person: figures have no error without a second one. Give "
             "rows of at least 2 people."
+        )
+
+
+def _check_same_people(test: LeakageSet, clean: LeakageSet) -> None:
+    if len(others := np.setxor1d(test.people.pids, clean.people.pids)):
+        raise ValueError(
+            f"clean and test differ in {len(others)} people, such as pid {others[0]}: leakage is a share of what the "
+            "same people's features give away. Take their rows of both (LeakageSet.take)."
         )
 
 

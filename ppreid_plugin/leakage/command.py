@@ -116,7 +116,7 @@ def leakage_command(argv: Sequence[str]) -> Leakage:
             learned = _known_clean(train, clean_train)
     if args.clean:
         clean = labeler(load_set(args.clean, background, args.images_root), "--clean")
-        _require_people(clean, attacked)
+        clean = _of_the_attacked(clean, _first(attacked), shown)
     _check_other_people(args, shown)
     sides: list[tuple[Rows, Rows]] = [(learned, attacked)]
     if clean is not None and clean_train is not None:
@@ -222,14 +222,34 @@ def _same_rows(some: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray])
     return np.array_equal(some.get("features", ()), others.get("features", ()))
 
 
-def _require_people(clean: LeakageSet, attacked: LeakageSet | _Drawn) -> None:
-    """Raise ValueError if people are attacked who are not among the clean rows: figures would be of other people."""
-    pids = np.unique(_first(attacked).people_of("rows to attack").pids)
+def _of_the_attacked(clean: LeakageSet, rows: LeakageSet, shown: Collection[str]) -> LeakageSet:
+    """Return the clean rows of those who are attacked: of the same rows where names tell, else of the same people.
+
+    A release may lack whoever opted out, and rows beyond a limit; figures must not be of others.
+
+    Args:
+        clean: the gallery unprotected.
+        rows: what is attacked.
+        shown: names of the rows that a release is of.
+
+    Raises:
+        ValueError: people are attacked who are not among the clean rows.
+    """
+    pids = np.unique(rows.people_of("rows to attack").pids)
     if len(missing := np.setdiff1d(pids, clean.people_of("rows of --clean").pids)):
         raise ValueError(
             f"--clean lacks {len(missing)} of the {len(pids)} people who are attacked, such as "
             f"pid {missing[0]}: it must hold the same gallery unprotected."
         )
+    names = set(shown or rows.row_ids)
+    if named := bool(names) and names <= set(clean.row_ids) and not all(name.isdecimal() for name in names):
+        same = np.array([name in names for name in clean.row_ids])
+    else:
+        same = np.isin(clean.pids, rows.pids)
+    if not same.all():
+        what = "rows" if named else "people"
+        print(f"{np.count_nonzero(~same)} rows of --clean are left out: their {what} are not attacked.")
+    return clean.take(same)
 
 
 def _names(arrays: Mapping[str, np.ndarray]) -> set[str]:

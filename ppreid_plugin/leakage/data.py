@@ -13,6 +13,8 @@ import numpy.typing as npt
 from ..dp.arrays import to_rows
 from .images import RowImages
 
+_SMALLEST, _LARGEST = 1e-9, 1e12  # the largest number of features
+
 
 @dataclass(frozen=True, eq=False)
 class LeakageSet:
@@ -35,8 +37,8 @@ class LeakageSet:
         images: of the rows; None: not known, or there are none (prototypes).
 
     Raises:
-        ValueError: shapes that differ, no rows, NaN or infinity (rows are named), labels that are no whole numbers,
-            attributes below -1.
+        ValueError: shapes that differ, no rows, NaN or infinity (rows are named), features so large or small that their
+            squares leave float32, labels that are no whole numbers, attributes below -1.
     """
 
     features: npt.NDArray[np.float32]
@@ -53,7 +55,7 @@ class LeakageSet:
 
     def __post_init__(self) -> None:
         rows, _ = to_rows(self.features)
-        object.__setattr__(self, "features", rows.float().cpu().numpy())
+        object.__setattr__(self, "features", _in_range("features", rows.float().cpu().numpy()))
         for name in ("clean", "queries"):
             if (given := getattr(self, name)) is not None:
                 others, _ = to_rows(given)
@@ -61,7 +63,7 @@ class LeakageSet:
                     raise ValueError(
                         f"{name} holds {len(others)} rows, features {len(rows)}: they must be the same rows."
                     )
-                object.__setattr__(self, name, others.float().cpu().numpy())
+                object.__setattr__(self, name, _in_range(name, others.float().cpu().numpy()))
         labels = {"pids": self.pids, "camids": self.camids}
         labels |= {f"attributes[{name}]": values for name, values in self.attributes.items()}
         for name, values in labels.items():
@@ -147,3 +149,14 @@ class LeakageSet:
         if self.images is None:
             raise ValueError("the rows have no images.")
         return self.images
+
+
+def _in_range(name: str, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return rows whose squares, and sums of many, float32 holds; ValueError for others."""
+    largest = float(np.abs(rows).max(initial=0.0))
+    if largest and not _SMALLEST <= largest <= _LARGEST:
+        raise ValueError(
+            f"{name} reach {largest:.3g} at most, which must be 0 or lie between {_SMALLEST:g} and {_LARGEST:g}: their "
+            "squares leave float32. Multiply all features of the attack by one number."
+        )
+    return rows

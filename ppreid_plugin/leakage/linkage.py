@@ -19,6 +19,7 @@ from .linkage_alignment import centered, covariance, gram, procrustes
 from .linkage_figures import auc, auc_error, d_sys, eer, roc
 from .linkage_pairs import PAIRS, draw_pairs
 from .linkage_scores import PairScore
+from .scores import over_people
 
 METHODS = ("cosine", "learned", "procrustes", "covariance", "gram")
 SAME_SPACE = METHODS[:2]
@@ -91,9 +92,10 @@ def link(
         ]
     compare = score if method == "learned" and score is not None else PairScore()
     scores = compare(rows[0], rows[1], drawn)
+    error = auc_error(scores, drawn.mated, drawn.first_pids, drawn.second_pids, seed=seed)
     return Figure(
         score=auc(scores, drawn.mated),
-        standard_error=auc_error(scores, drawn.mated, drawn.first_pids, drawn.second_pids, seed=seed),
+        standard_error=over_people(error, len(np.unique(drawn.first_pids))),
         attacker=compare.chosen if method == "learned" else method,
         others={
             "eer": eer(scores, drawn.mated),

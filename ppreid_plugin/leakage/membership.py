@@ -25,6 +25,7 @@ from .data import LeakageSet
 from .linkage_figures import auc, auc_error, roc, tpr_at
 from .membership_canary import FALSE_POSITIVE_RATES
 from .membership_games import largest_cosine, likelihood_score, person_figures
+from .scores import over_people
 
 Floats = npt.NDArray[np.float64]
 
@@ -234,6 +235,5 @@ def _logistic(rows: Floats, member: npt.NDArray[np.bool_], learn: npt.NDArray[np
 def _figure(scores: Floats, member: npt.NDArray[np.bool_], pids: npt.NDArray[np.int64], name: str, seed: int) -> Figure:
     others = {f"tpr_at_fpr_{rate}": tpr_at(scores, member, rate) for rate in FALSE_POSITIVE_RATES}
     people = min(len(np.unique(pids[member])), len(np.unique(pids[~member])))
-    # a few people who happen to be told apart give a bootstrap nothing to vary
-    error = max(auc_error(scores, member, pids, seed=seed), 0.5 / people)
+    error = over_people(auc_error(scores, member, pids, seed=seed), people)
     return Figure(auc(scores, member), error, name, others, roc(scores, member))

@@ -24,6 +24,18 @@ SMALLEST_RANGE = 3.0  # standard errors between floor and clean figure, below wh
 Labels = npt.NDArray[np.int64]
 
 
+def over_people(error: float, people: int) -> float:
+    """Return a standard error over people, at least what one more person might move a mean of answers by.
+
+    A few who happen to agree leave nothing to vary, and would seem to be certain.
+
+    Example:
+        >>> over_people(0.0, 4), over_people(0.3, 4)
+        (0.2, 0.3)
+    """
+    return max(error, 1 / (people + 1))
+
+
 def balanced_accuracy(labels: Labels, answers: Labels) -> float:
     """Return the mean over the classes that occur of the share of their rows that is answered rightly.
 
@@ -57,7 +69,7 @@ def balanced_accuracy_error(labels: Labels, answers: Labels, pids: Labels, *, se
     drawn = rng.multinomial(len(people), np.full(len(people), 1 / len(people)), size=DRAWS)
     there = drawn @ rows
     recall = np.where(there > 0, (drawn @ right) / np.maximum(there, 1), 0.0)
-    return float((recall.sum(axis=1) / (there > 0).sum(axis=1)).std(ddof=1))
+    return over_people(float((recall.sum(axis=1) / (there > 0).sum(axis=1)).std(ddof=1)), len(people))
 
 
 def macro_top1(labels: Labels, answers: Labels) -> tuple[float, float]:
@@ -65,7 +77,7 @@ def macro_top1(labels: Labels, answers: Labels) -> tuple[float, float]:
     _, person = np.unique(labels, return_inverse=True)
     each = np.bincount(person, labels == answers) / np.bincount(person)
     error = float(each.std(ddof=1) / math.sqrt(len(each))) if len(each) > 1 else 0.0
-    return float(each.mean()), error
+    return float(each.mean()), over_people(error, len(each))
 
 
 @dataclass(frozen=True)

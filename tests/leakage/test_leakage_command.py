@@ -256,6 +256,8 @@ def test_market_attributes_by_person(tmp_path):
         ({"camids": TEST.camids[:-1]}, (), "camids has shape (119,)"),
         ({"pids": TEST.pids.astype(float)}, (), "pids has shape (120,) and type float64"),
         ({"features": np.where(TEST.features > 8, np.nan, TEST.features)}, (), "hold NaN or infinity"),
+        ({"features": 1e20 * TEST.features}, (), "must be 0 or lie between 1e-09 and 1e+12: their squares leave"),
+        ({"features": 1e-20 * TEST.features}, (), "must be 0 or lie between 1e-09 and 1e+12: their squares leave"),
         ({"features": TEST.features[:, :5]}, (), "have 16 columns, the rows to attack 5"),
         ({"camids": 0 * TEST.camids}, (), "of one camera"),
         ({"attr_a": 0 * TEST.pids}, ("--attacks", "attributes"), "attribute 'a' has fewer than two classes"),
@@ -476,6 +478,27 @@ def test_a_released_gallery_and_the_same_file_twice_are_no_training_rows(files, 
     code, _, err = run(capsys, "--train", unnamed, "--release", folder, "--truth", truth, "--clean", unnamed, *argv)
     assert (code, "holds the rows of --clean" in err) == (2, True)
     assert not (tmp_path / "leakage.json").exists()
+
+
+def test_clean_rows_of_others_than_are_attacked_are_left_out(files, tmp_path, capsys):
+    """Whoever opted out of a release is in the gallery that it was drawn from."""
+    out = tmp_path / "leakage.json"
+    few = TEST.take(TEST.pids <= 6)
+    some = few.take(np.arange(len(few)) % 2 == 0)
+
+    def attack(rows, **changes):
+        test = write(tmp_path / "few.npz", rows, **changes)
+        argv = ["--train", files["train"], "--test", test, "--clean", files["test"], "--clean-train", files["train"]]
+        code, printed, err = run(capsys, *argv, "--attacks", "identification", "--seeds", 1, "--out", out)
+        assert code == 0, err
+        figure = json.loads(out.read_text())["channels"]["identification"]
+        assert figure["floor"] == 1 / 6
+        assert figure["leakage"] == pytest.approx(1.0)  # the same rows; of 20 people it would be more
+        return printed
+
+    assert "84 rows of --clean are left out: their people are not attacked" in attack(few, row_ids=None)
+    names = np.load(files["test"])["row_ids"][: len(few)]
+    assert "102 rows of --clean are left out: their rows are not attacked" in attack(some, row_ids=names[::2])
 
 
 def test_clean_rows_are_of_the_people_who_are_attacked(files, tmp_path, capsys):

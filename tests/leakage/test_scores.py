@@ -112,3 +112,25 @@ def test_the_maximum_is_of_what_is_available():
     assert found["low"] == figures[1][1]["leakage_low"]
     assert found["high"] == figures[1][1]["leakage_high"]
     assert maximum(figures[2:]) is None
+
+
+@pytest.mark.parametrize("people", [2, 3, 4, 6])
+def test_few_people_who_agree_by_chance_are_no_finding(people):
+    """Few guesses stand three standard errors above chance; intervals of so few hold it less often than they say."""
+    rng = np.random.default_rng(people)
+    held = passed = 0
+    for draw in range(200):
+        pids = np.repeat(np.arange(people), 5)
+        labels = np.repeat(rng.permutation(people) % 2, 5)
+        answers = np.repeat(rng.integers(0, 2, people), 5)
+        score = balanced_accuracy(labels, answers)
+        error = balanced_accuracy_error(labels, answers, pids, seed=draw)
+        assert error >= 1 / (people + 1)
+        held += abs(score - 0.5) <= 1.96 * error
+        passed += score - 0.5 >= 3 * error
+    assert held >= 145
+    assert passed <= 10
+
+
+def test_one_person_has_an_error():
+    assert macro_top1(np.array([3, 3]), np.array([3, 3])) == (1.0, 0.5)
