@@ -64,9 +64,7 @@ def fingerprint(*sets: LeakageSet) -> str:
             "features": rows.features,
             "pids": rows.pids,
             "camids": rows.camids,
-            **{
-                f"attr_{name}": labels for name, labels in rows.attributes.items()
-            },  # one may be named as the others are
+            **{f"attr_{name}": labels for name, labels in rows.attributes.items()},
         }
         if rows.clean is not None:
             arrays["clean"] = rows.clean
