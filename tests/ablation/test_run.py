@@ -448,7 +448,7 @@ def test_a_damaged_kept_epoch_is_named_and_what_to_do(write_plan, flags, work_of
 
 
 def test_training_curves_are_drawn_and_the_choice_is_told(write_plan, flags, work_of, tmp_path):
-    options = {"privacy.validation.ids_fraction": 0.4, "test.eval_freq": 1}
+    options = {"privacy.validation.ids_fraction": 0.4, "test.eval_freq": 1, "train.max_epoch": 2}
     plan = write_plan(ROWS[1:], options=options, measures=QUICK)
     assert ablation_command(flags(plan))["chosen_on"] == "validation people"
     assert (work_of(plan)["one_stage"].training / "training.png").is_file()

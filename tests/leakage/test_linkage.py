@@ -181,10 +181,11 @@ def test_rows_that_span_few_directions_are_linked_as_others_are():
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -3e-5])
 @pytest.mark.parametrize("d", [1, 3, 16, 512])
 def test_rows_that_are_all_the_same_link_nobody(value, d):
-    """As behind the perfect suppressor: nothing tells a pair from another, which is the floor, and no error."""
+    """As behind the perfect suppressor: nothing tells a pair from another, which is the floor."""
     train, test = (rows.with_features(np.full((len(rows), d), value)) for rows in (gallery(seed=1), gallery(seed=2)))
     figure = LinkageAttack(pairs=500).fit(train).attack(test)[""]
-    assert (figure.score, figure.standard_error, figure.attacker) == (0.5, 0.0, "cosine")
+    assert (figure.score, figure.attacker) == (0.5, "cosine")
+    assert figure.standard_error == 1 / (figure.others["people"] + 1)  # the bootstrap has nothing to vary
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1])
