@@ -148,10 +148,10 @@ def resume(engine: Any, path: str | Path, *, save_dir: str | Path | None = None)
         engine._scheds[name].load_state_dict(checkpoint["scheduler"])
     epoch = int(loaded["model"]["epoch"])
     engine.best = best_until(engine, path.parent.parent, epoch)
-    if save_dir is not None and ranks.is_first():
-        _take_along(engine, path.parent.parent, Path(save_dir), epoch)
     engine.epoch = epoch - 1  # where nothing is left to train, torchreid saves under this one
     _take_small_states(engine, path.parent.parent / STATES_FILE, epoch)
+    if save_dir is not None and ranks.is_first():
+        _take_along(engine, path.parent.parent, Path(save_dir), epoch)
     return epoch
 
 
@@ -220,15 +220,15 @@ def _take_along(engine: Any, folder: Path, save_dir: Path, epoch: int) -> None:
     """Copy best weights, curves and small states up to an epoch to another folder, in which a run goes on."""
     if save_dir.resolve() == folder.resolve():
         return
-    set_aside(save_dir)
+    lines = read_training_log(path) if (path := folder / TRAINING_LOG).is_file() else []
+    states = _read_states(folder / STATES_FILE)
+    set_aside(save_dir)  # nothing is moved for a run whose own files cannot be read
     if engine.best is not None:
         found = {name: best_weights(folder, name, engine.best["epoch"]) for name in engine.get_model_names()}
         keep_best(save_dir, engine.best, {name: path for name, path in found.items() if path is not None})
-    if (path := folder / TRAINING_LOG).is_file():
-        lines = [line for line in read_training_log(path) if line["epoch"] <= epoch]
+    if lines := [line for line in lines if line["epoch"] <= epoch]:
         write_training_log(save_dir / TRAINING_LOG, lines)
-    if (path := folder / STATES_FILE).is_file():
-        states = {number: state for number, state in _read_states(path).items() if int(number) <= epoch}
+    if states := {number: state for number, state in states.items() if number.isdecimal() and int(number) <= epoch}:
         _write_states(save_dir / STATES_FILE, states)
 
 

@@ -535,6 +535,12 @@ def test_a_run_that_goes_on_in_another_folder_sets_aside_what_is_there(make_engi
     assert (theirs / "earlier-1" / "deid_decoder" / "model.pth.tar-2").is_file()
     assert not (theirs / "model").exists()
     run_engine(resumed)
+    (mine / "training.jsonl").write_text("no JSON\n")
+    held = sorted(path.name for path in theirs.iterdir())
+    with pytest.raises(ValueError, match="training.jsonl' line 1 is no epoch of a training log"):
+        make_engine(*options, "model.resume", mine / "model" / "model.pth.tar-1", "data.save_dir", theirs)
+    assert sorted(path.name for path in theirs.iterdir()) == held
+    (mine / "training.jsonl").write_text("\n".join(lines) + "\n")
     assert [json.loads(line)["epoch"] for line in (theirs / "training.jsonl").read_text().splitlines()] == [1, 2, 3]
     assert len((mine / "training.jsonl").read_text().splitlines()) == 2
 

@@ -50,6 +50,14 @@ def test_a_floor_is_not_raised_by_chance():
     assert camera_answers(few.attributes["a"], few.camids, few.pids) is None
 
 
+def test_answers_are_judged_on_people_whom_they_were_not_learned_from():
+    """Where everybody has a camera of his own it says all of those who are known, and nothing of others."""
+    rows = by_camera(60, seed=5)
+    own = LeakageSet(rows.features, rows.pids, rows.pids, rows.attributes)
+    assert camera_answers(own.attributes["a"], own.camids, own.pids) is None
+    assert camera_answers(rows.attributes["a"], rows.camids, rows.pids) is not None
+
+
 def test_unknown_labels_say_nothing_of_a_camera():
     rows = by_camera(300, seed=3)
     labels = rows.attributes["a"].copy()
