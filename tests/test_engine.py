@@ -442,6 +442,7 @@ def test_a_new_training_does_not_pass_an_earlier_ones_best_for_its_own(make_engi
     folder = Path(first.cfg.data.save_dir)
     best, kept = (folder / "best.json").read_bytes(), (folder / "model" / "model-best.pth.tar").read_bytes()
     (folder / "reconstructions_x.png").write_bytes(b"png")
+    (folder / "metrics.json").write_text("{}")
     second = make_engine("train.max_epoch", 1)
     run_engine(second)
     assert (
@@ -451,6 +452,7 @@ def test_a_new_training_does_not_pass_an_earlier_ones_best_for_its_own(make_engi
     assert not (folder / "deid_decoder").exists()
     assert not (folder / "training.jsonl").exists()
     assert not (folder / "reconstructions_x.png").exists()
+    assert (folder / "earlier-1" / "metrics.json").is_file()
     aside = folder / "earlier-1"
     assert (aside / "best.json").read_bytes() == best
     assert (aside / "model" / "model-best.pth.tar").read_bytes() == kept
@@ -558,6 +560,12 @@ def test_components_of_one_name_are_refused(make_engine):
         build_with(DeIDDecoder("pixelate"), DeIDDecoder("blur"))
     with pytest.raises(ValueError, match="two components are called 'adversary_identity'"):
         build_with(IdentityAdversary(input="feature"), IdentityAdversary(input="feature", seed=2))
+
+    class Plain(Component):
+        name, in_training = "plain", True
+
+    with pytest.raises(ValueError, match="two components are called 'plain'"):  # which own no module
+        build_with(Plain(), Plain())
     with pytest.raises(ValueError, match="two components are called 'model'"):
         build_with(IdentityAdversary(input="feature", name="model"))
     other = IdentityAdversary(input="feature", seed=2, name="adversary_other")
