@@ -22,7 +22,7 @@ NUMBERS: dict[str, tuple[tuple[str, ...], int, str, bool]] = {
     "lists": (("ivf_flat",), 1024, "nlist", False),
     "probes": (("ivf_flat",), 32, "nprobe", True),
 }
-SERVED = {"shards": 1, "replicas": 1}  # what a server may have more of, and what records say that do not name it
+SERVED = {"shards": 1, "replicas": 1}  # what a server may have more of; as it comes
 
 _BYTES_A_CALL = 2**24
 
@@ -46,8 +46,7 @@ class MilvusWriter(IndexWriter):
         metadata: Mapping[str, Any],
         replaces: Mapping[str, Any] | None,
     ) -> None:
-        self._folder, self._source, self._metadata = folder, source, metadata
-        self._options = {**SERVED, **options}
+        self._folder, self._options, self._source, self._metadata = folder, options, source, metadata
         self._name: str = options["_collection"]
         self._replaces = (replaces or {}).get("_collection")
         self._open: MilvusConnection | None = None
