@@ -19,6 +19,7 @@ from .cli import tee
 from .config import ConfigError, check_config, get_default_config, merge_file, set_option
 from .data.generator.writer import IMAGES_PER_PERSON
 from .data.pedestrians import NAME, make_pedestrians
+from .data.validation import held_out_count
 from .dp.gallery import DPGallery
 from .extracting import extract
 from .number_checks import require_positive, require_whole
@@ -125,7 +126,7 @@ def _check_people(cfg: CfgNode, num_train_ids: int) -> None:
         each, least = max(group, each - each % group), batch // group
     least = max(least, math.ceil(batch / each))
     fraction, people = cfg.privacy.validation.ids_fraction, least
-    while fraction > 0 and people - max(2, math.floor(fraction * people)) < least:
+    while fraction > 0 and people - held_out_count(fraction, people) < least:
         people += 1
     if num_train_ids < people:
         held_out = f" beside those held out ({fraction:g})" if fraction > 0 else ""

@@ -24,6 +24,11 @@ VALIDATION = "validation_people"
 Item = tuple[Any, ...]
 
 
+def held_out_count(ids_fraction: float, people: int) -> int:
+    """Return how many of these people `hold_out_people` holds out."""
+    return max(2, math.floor(ids_fraction * people))
+
+
 def hold_out_people(
     datamanager: Any,
     *,
@@ -53,7 +58,7 @@ def hold_out_people(
     loader = datamanager.train_loader
     trainset = loader.dataset
     labels = sorted({item[1] for item in trainset.train})
-    count = max(2, math.floor(ids_fraction * len(labels)))
+    count = held_out_count(ids_fraction, len(labels))
     if len(labels) - count < 2:
         raise DataError(
             f"privacy.validation.ids_fraction is {ids_fraction} of {len(labels)} training people: {count} would be "

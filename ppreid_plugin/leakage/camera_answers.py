@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .probes import people_in_folds
 from .scores import SMALLEST_RANGE, Labels, balanced_accuracy, balanced_accuracy_error
 
 _FOLDS = 5  # of people, who are answered by what others say
@@ -59,10 +60,9 @@ def camera_answers(labels: Labels, camids: Labels, pids: Labels, *, seed: int = 
     """
     known = labels >= 0
     labels, camids, pids = labels[known], camids[known], pids[known]
-    people, person = np.unique(pids, return_inverse=True)
-    if len(people) < _FOLDS:
+    if len(np.unique(pids)) < _FOLDS:
         return None
-    fold = np.random.default_rng(seed).permutation(np.arange(len(people)) % _FOLDS)[person]
+    fold = people_in_folds(pids, _FOLDS, seed)
     said = np.empty_like(labels)
     for number in range(_FOLDS):
         held = fold == number

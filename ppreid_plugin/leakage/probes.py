@@ -121,7 +121,7 @@ def fit_probes(
     classes = {name: np.unique(values[values >= 0]) for name, values in labels.items()}
     places = tuple(np.where(values >= 0, np.searchsorted(classes[name], values), -1) for name, values in labels.items())
     targets = Targets(places, tuple(len(one) for one in classes.values()))
-    fold = _folds(groups, folds, seed)
+    fold = people_in_folds(groups, folds, seed)
     sources = {"protected": [features]}
     if clean is not None and clean.shape[1] == features.shape[1]:
         sources |= {"clean": [clean], "mixed": [features, clean]}
@@ -194,7 +194,8 @@ def _best_steps(
     return chosen
 
 
-def _folds(groups: Labels, folds: int, seed: int) -> Labels:
+def people_in_folds(groups: Labels, folds: int, seed: int) -> Labels:
+    """Return the fold, from 0, of each row, (n,): whole people, drawn by the seed."""
     people, person = np.unique(groups, return_inverse=True)
     part = np.random.default_rng(seed).permutation(len(people)) % folds
     return part[person]

@@ -43,6 +43,16 @@ class Candidates(NamedTuple):
     ignored: IntArray
     ignoring: IntArray
 
+    @property
+    def starts(self) -> IntArray:
+        """(queries + 1,): query i has the positives ``starts[i]`` to ``starts[i + 1]``."""
+        return np.concatenate([[0], np.cumsum(self.counts)])
+
+    @property
+    def asking(self) -> IntArray:
+        """(positives,): whose each is."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
 
 class Matches:
     """Finds the :class:`Candidates` of queries. Labels only; looks up, never scans.
@@ -114,12 +124,12 @@ def positive_ranks(
     for first, scores in chunks:
         own = matches.of(first, len(scores))
         scores[own.ignoring, own.ignored] = np.nan
-        starts = np.concatenate([[0], np.cumsum(own.counts)])
+        starts = own.starts
         if also is not None:
             for query in np.flatnonzero(own.counts).tolist():
                 also(scores[query], own.positives[starts[query] : starts[query + 1]])
         ranks = np.ones(len(own.positives), dtype=np.int64)
-        sought = scores[np.repeat(np.arange(len(scores)), own.counts), own.positives]
+        sought = scores[own.asking, own.positives]
         add_above(scores, own.positives, sought, starts, ranks, matches.compiled(scores.dtype))
         yield ranks, own.counts
 

@@ -67,8 +67,7 @@ def ranks_in_parts(
         number = min(parts.queries, count - first)
         queries = slice(first, first + number)
         own = matches.of(first, number)
-        starts = np.concatenate([[0], np.cumsum(own.counts)])
-        asking = np.repeat(np.arange(number), own.counts)
+        starts, asking = own.starts, own.asking
         sought = products.pairs(torch.from_numpy(asking + first), torch.from_numpy(own.positives)).cpu().numpy()
         of_kinds = _scores_of(products, queries, kinds, buffer.new_empty(number, len(kinds)))
         repeated = kind_of[own.positives] >= 0
